@@ -1,0 +1,371 @@
+"""The values that a checkpoint file holds, once read: plain Python ones, and the few classes below.
+
+Law: nothing here runs code of the file. Known things are values, unknown ones are records; shared
+nodes stay shared, and identity says so. Every walk is iterative and visits a node once.
+
+    Tensor      a strided view into a Storage      Array     a numpy array
+    TaggedDict  an OrderedDict and its kin         Constant  torch.float16, torch.device, …
+    Opaque      an object of any other class       Global    any other name
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ..errors import DamagedError, UntrustedError
+from ..signature import Kind
+
+MAX_NESTING: Final = 2_000
+"""Levels of values inside values. Python's own pickler gives up near 1,000."""
+
+DTYPES: Final[dict[str, int]] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
+    "complex128": 16, "complex64": 8, "complex32": 4,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1,
+    "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "qint32": 4, "qint8": 1, "quint8": 1, "quint4x2": 1, "quint2x4": 1,
+    "bits16": 2, "bits8": 1, "bits4x2": 1, "bits2x4": 1, "bits1x8": 1,
+}  # fmt: skip
+"""The bytes that one element of each of torch's dtypes takes in a storage."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """A run of the file's bytes that tensors are views into. Two tensors that share one are tied.
+
+    Attributes:
+        key: its name in the file.
+        dtype: torch's name of its elements; an untyped storage is `uint8`.
+        tag: the device that it was saved on: `cuda:3`.
+        offset: where its first byte lies in the file.
+        size_bytes: how many bytes it has.
+    """
+
+    key: str
+    dtype: str
+    tag: str
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StorageView:
+    """A part of a storage that very old files name by itself; tensors on it are views of `root`."""
+
+    root: Storage
+    offset: int
+    elements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A dense strided tensor; its bounds were checked against its storage.
+
+    Attributes:
+        storage: where its elements are.
+        dtype: torch's name: `bfloat16`.
+        shape, stride: in elements.
+        offset: of its first element, in elements of `dtype` from the storage's start.
+        kind: `parameter` or `buffer` where the file says so, else `tensor`.
+        requires_grad: as saved.
+        conj, neg: torch's lazy conjugate and negative bits.
+        attributes: Python attributes that were saved with it, or None.
+    """
+
+    storage: Storage
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int = 0
+    kind: Kind = "tensor"
+    requires_grad: bool = False
+    conj: bool = False
+    neg: bool = False
+    attributes: dict[Any, Any] | None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that it takes when it stands alone, without what else its storage holds."""
+        return self.elements * DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array:
+    """A numpy array.
+
+    Attributes:
+        dtype: numpy's typestr: `<f4`; `|O` is an array of objects.
+        shape: its sizes.
+        data: its elements' bytes; empty for objects.
+        fortran_order: whether the first index runs fastest.
+        items: the elements of an array of objects, else None.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = field(repr=False)
+    fortran_order: bool = False
+    items: list[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One of torch's own values, by its kind and its name without the prefix.
+
+    `device` is `cuda:3`, `dtype` is `float16`, `layout` is `strided`; a storage class is `storage`
+    and its elements' dtype, or `untyped`.
+    """
+
+    kind: Literal["dtype", "device", "layout", "memory_format", "qscheme", "storage"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumpyDtype:
+    """A numpy dtype, as a typestr."""
+
+    typestr: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Global:
+    """A class or function that the file names. A name only: it is never imported."""
+
+    module: str
+    name: str
+
+    @property
+    def dotted(self) -> str:
+        """The name as Python writes it: `torch.nn.modules.linear.Linear`."""
+        return f"{self.module}.{self.name}"
+
+
+class TaggedDict(dict[Any, Any]):
+    """A dict of another class that is known to hold plain data.
+
+    Attributes:
+        cls: `collections.OrderedDict`, `collections.Counter`, `collections.defaultdict`,
+            `argparse.Namespace` or `types.SimpleNamespace`.
+        attributes: Python attributes that were saved with it, such as `_metadata`; or None.
+    """
+
+    __slots__ = ("attributes", "cls")
+
+    def __init__(self, items: Any = (), *, cls: str = "collections.OrderedDict") -> None:
+        super().__init__(items)
+        self.cls = cls
+        self.attributes: dict[Any, Any] | None = None
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Opaque:
+    """An object that the reader doesn't know: what would have been called, recorded instead.
+
+    Attributes:
+        name: the class or function: `pkg.module.Class`.
+        args, kwargs: what it would have been called with.
+        state: what would have been set on it, or None.
+        appended: what would have been appended or added to it.
+        items: what would have been set in it by key.
+        is_tensor: whether it stands for a tensor of a sort that isn't read yet (sparse, meta,
+            DTensor, …).
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None
+    appended: list[Any] = field(default_factory=list)
+    items: dict[Any, Any] = field(default_factory=dict)
+    is_tensor: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Opaque {self.name}>"
+
+
+def settle(value: Storage | Array | NumpyDtype | Tensor, **fields: object) -> None:
+    """Fill in fields of a value that the file gives later than the value itself.
+
+    A pickle makes an object first and then its state, and a legacy torch file names storages before
+    it says where they lie; others may already refer to the value. Only the reader calls this,
+    before it returns.
+    """
+    for name, content in fields.items():
+        object.__setattr__(value, name, content)
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+_ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
+_NO_KEYS: Final = frozenset({list, dict, set, frozenset, bytearray, TaggedDict})
+_MAX_KEY_PARTS: Final = 8
+
+
+def check_key(key: object) -> None:
+    """Refuse a dict key or set element that has no place in plain data.
+
+    Tuples are short and flat: hash() of a deeply nested tuple overflows the C stack.
+
+    Raises:
+        UntrustedError: it is a container, a number beyond 64 bits, or a long or nested tuple.
+    """
+    kind = type(key)
+    if kind is str:
+        return
+    if kind is int:
+        if not -(2**63) <= key < 2**63:  # type: ignore[operator]
+            raise UntrustedError("a dict key is a number beyond 64 bits")
+    elif isinstance(key, tuple):
+        if len(key) > _MAX_KEY_PARTS or any(type(part) not in _ATOMS for part in key):
+            raise UntrustedError("a dict key is a nested tuple, or one of more than 8 parts")
+        for part in key:
+            check_key(part)
+    elif kind in _NO_KEYS:
+        raise UntrustedError(f"a dict key is a {kind.__name__}, which has no fixed value")
+
+
+def put_items(target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
+    """Set keys in a dict, each for the first time.
+
+    Raises:
+        UntrustedError: a key is already there (1, True and 1.0 are the same key), or is unfit.
+    """
+    for key in keys:
+        if type(key) is not str:
+            check_key(key)
+    before = len(target)
+    target.update(zip(keys, values, strict=True))
+    if len(target) != before + len(keys):
+        raise UntrustedError(
+            "a dict in the file sets one key twice, so that readers could disagree about its value"
+        )
+
+
+def add_elements(target: set[Any], elements: Iterable[Any]) -> None:
+    """Add elements to a set, each for the first time.
+
+    Raises:
+        UntrustedError: one is already there, or unfit.
+    """
+    for element in elements:
+        check_key(element)
+        before = len(target)
+        target.add(element)
+        if len(target) == before:
+            raise UntrustedError("a set in the file holds one element twice")
+
+
+# --- walks ----------------------------------------------------------------------------------------
+
+_LEAVES: Final = frozenset(
+    {str, int, float, bool, bytes, bytearray, complex, type(None), Storage, StorageView, Constant,
+     Global, NumpyDtype}
+)  # fmt: skip
+
+
+def children(node: object) -> Iterable[Any]:
+    """Return the values directly inside a node; nothing for a leaf."""
+    if isinstance(node, TaggedDict):
+        return [*node.values(), node.attributes] if node.attributes else node.values()
+    if isinstance(node, dict):
+        return node.values()
+    if isinstance(node, list | tuple | set | frozenset):
+        return node
+    if isinstance(node, Opaque):
+        return (node.args, node.kwargs, node.state, node.appended, node.items)
+    if isinstance(node, Tensor):
+        return () if node.attributes is None else (node.attributes,)
+    if isinstance(node, Array):
+        return () if node.items is None else (node.items,)
+    return ()
+
+
+def walk(root: object) -> Iterator[Any]:
+    """Yield every value in a tree, parents first; each node once, leaves as they occur."""
+    seen = {id(root)}
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        yield node
+        for child in children(node):
+            if type(child) not in _LEAVES:
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    pending.append(child)
+            else:
+                yield child
+
+
+def check_nesting(root: object, limit: int = MAX_NESTING) -> None:
+    """Refuse a tree in which values nest deeper than `limit` on any path.
+
+    Raises:
+        UntrustedError: it does; others would overflow their stack on it.
+    """
+    heights: dict[int, int] = {}  # of finished nodes; -1 while a node is open, which a cycle meets
+    stack: list[tuple[object, Iterator[Any], list[int]]] = [(root, iter(children(root)), [0])]
+    heights[id(root)] = -1
+    while stack:
+        node, rest, highest = stack[-1]
+        for child in rest:
+            if type(child) in _LEAVES:
+                continue
+            height = heights.get(id(child))
+            if height is None:
+                heights[id(child)] = -1
+                stack.append((child, iter(children(child)), [0]))
+                break
+            highest[0] = max(highest[0], height)
+        else:
+            stack.pop()
+            heights[id(node)] = highest[0] + 1
+            if stack:
+                stack[-1][2][0] = max(stack[-1][2][0], highest[0] + 1)
+        if len(stack) + highest[0] > limit:
+            raise UntrustedError(f"the file nests values more than {limit} deep")
+
+
+def check_bounds(
+    *,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    dtype: str,
+    size_bytes: int,
+    name: str,
+) -> None:
+    """Check that a strided tensor lies inside its storage, in exact integers.
+
+    Args:
+        size_bytes: the storage's.
+        name: how to call the tensor's place in an error.
+
+    Raises:
+        DamagedError: it doesn't, or its sizes make no sense.
+    """
+    if len(shape) != len(stride) or len(shape) > 64 or offset < 0:
+        raise DamagedError(
+            f"a tensor on storage {name!r} has shape {shape}, stride {stride}, offset {offset}"
+        )
+    last = offset
+    for size, step in zip(shape, stride, strict=True):
+        if size < 0 or step < 0 or size >= 2**63 or step >= 2**63:
+            raise DamagedError(f"a tensor on storage {name!r} has shape {shape}, stride {stride}")
+        if size == 0:
+            return
+        last += (size - 1) * step
+    if (last + 1) * DTYPES[dtype] > size_bytes:
+        raise DamagedError(
+            f"a {dtype} tensor of shape {shape}, stride {stride} and offset {offset} ends at byte "
+            f"{(last + 1) * DTYPES[dtype]} of storage {name!r}, which has {size_bytes}"
+        )
