@@ -1,0 +1,133 @@
+"""The blob store: immutable files named by their digests, and the records beside them.
+
+Owns the contract of every store, `BlobStore`, and the one in a folder, `LocalStore`. Must not know
+the database, nor what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..values import CheckpointId
+from .blob import Blob
+from .local import LocalStore
+from .ranges import Index, Range
+from .reading import BlobFile, FileBytes, Progress, SourceFile
+from .staging import Staged
+
+__all__ = [
+    "BlobStore",
+    "LocalStore",
+    "Blob",
+    "BlobFile",
+    "FileBytes",
+    "SourceFile",
+    "Staged",
+    "Index",
+    "Range",
+    "Progress",
+]
+
+
+class BlobStore(Protocol):
+    """What keeps the bytes.
+
+    Laws, for every store:
+    1. What `publish`, `put_bytes` or `put_record` returned from is whole and on the medium: it
+       outlives a power cut that comes the next instant. A failed sync is final: never retried,
+       never success.
+    2. A blob's digest is of the bytes that were stored, read back, never of those meant to be.
+    3. A name is given once. After that a blob's bytes never change; they are only removed, whole,
+       and a mapping made before stays valid.
+    4. Two that publish the same bytes get two blobs; the database decides which a row refers to.
+    5. On any way out of a failure, an interrupt too, no temporary file is left. Those of a killed
+       writer go with the next `sweep`; those of a living one never do.
+    6. A byte that differs from what was stored is reported, never handed out as good.
+    7. Every error is a CkregError that names the place; a ValueError is a wrong call.
+    """
+
+    @property
+    def id(self) -> str:
+        """The store's id, the same in a copy of it."""
+        ...
+
+    def check_writable(self) -> None:
+        """See that a checkpoint could be stored now."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        ...
+
+    def owns(self, path: Path) -> bool:
+        """Say whether a path leads to a file of the store's own."""
+        ...
+
+    def stage(self, *, expect_bytes: int | None = None) -> Staged:
+        """Return a new file to write, to be used in a `with` block."""
+        ...
+
+    def stage_file(self, source: Path | SourceFile, *, progress: Progress | None = None) -> Staged:
+        """Return a staged copy of a file that didn't change meanwhile."""
+        ...
+
+    def publish(self, staged: Staged) -> Blob:
+        """Make a staged file a blob."""
+        ...
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store a small blob."""
+        ...
+
+    def holds(self, blob: Blob) -> bool:
+        """Say whether a blob's file is there, with its size."""
+        ...
+
+    def drop(self, blob: Blob) -> None:
+        """Remove a blob that no row refers to and none can begin to."""
+        ...
+
+    def open_blob(self, blob: Blob) -> BlobFile:
+        """Open a blob, to be read in a `with` block."""
+        ...
+
+    def pull(
+        self, blob: Blob, dest: Path, *, force: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Write a blob's bytes to a path outside the store, verified on the way."""
+        ...
+
+    def produce(
+        self, dest: Path, fill: Callable[[Staged], None], *, force: bool = False, expect_bytes: int
+    ) -> None:
+        """Write a file that isn't a blob's to a path outside the store, as `pull` would."""
+        ...
+
+    def put_record(self, id: str, text: str) -> None:
+        """Write a checkpoint's record, in place of the one before."""
+        ...
+
+    def read_record(self, id: str) -> str:
+        """Return a checkpoint's record."""
+        ...
+
+    def remove_record(self, id: str) -> None:
+        """Remove a checkpoint's record; one that is gone is no error."""
+        ...
+
+    def records(self) -> Iterator[CheckpointId]:
+        """Yield the ids of all records."""
+        ...
+
+    def sweep(self) -> int:
+        """Remove what killed writers left, and return how many files that was."""
+        ...
+
+
+if TYPE_CHECKING:
+
+    def _keeps_the_contract(store: LocalStore) -> BlobStore:
+        return store

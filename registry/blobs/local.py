@@ -1,0 +1,424 @@
+"""The blob store in a folder.
+
+    store.json                    the marker: id, format (marker.py)
+    blobs/ab/cdef….1f2e3d4c       mode 0444, never written after its rename, only unlinked
+    records/ab/<id>.json          a checkpoint's whole record, replaced atomically
+    tmp/<uuid>                    being written, locked by the writer; kept-<uuid> is never swept
+
+Law: what has its final name is whole and on the medium. Must not know who refers to a blob.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Self
+
+from ..errors import (
+    CkregError,
+    ConflictError,
+    DamagedError,
+    NotFoundError,
+)
+from ..values import CheckpointId, checkpoint_id
+from . import marker, pulling, staging
+from .blob import Blob, fresh
+from .disk import (
+    NOFOLLOW,
+    NONBLOCK,
+    check_space,
+    folder,
+    kind_of,
+    open_folder,
+    read_small,
+    sync_folder,
+    translate,
+    translated,
+    unlink_quietly,
+)
+from .marker import MARKER, SHARDS
+from .reading import BlobFile, Progress, SourceFile, damaged
+from .staging import Staged
+
+_MAX_RECORD: Final = 64 << 20
+_RECORD: Final = re.compile(r"([0-9a-f]{32})\.json")
+_EFFECTIVE: Final = os.access in os.supports_effective_ids
+_BESIDE_US: Final = "registry."  # how the database's files in a registry's folder are named
+
+
+class LocalStore:
+    """Blobs and records below one folder; see BlobStore for the laws.
+
+    Attributes:
+        root: the folder.
+        id: the marker's, the same in a copy.
+    """
+
+    def __init__(self, root: Path, id: str) -> None:
+        self.root = root
+        self.id = id
+        self._swept = False
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self.root)!r})"
+
+    # --- create and open ----------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: Path) -> Self:
+        """Make a store in a folder, or open the one that is there. Any number may do so at once.
+
+        Raises:
+            ConflictError: the path is a file.
+            DamagedError: blobs or records are there, and the marker is lost.
+            NotWritableError, NoSpaceError: it can't be made there.
+        """
+        root = root.absolute()
+        if not os.path.lexists(root / MARKER):
+            marker.make(root)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Open the store in a folder.
+
+        Raises:
+            NotFoundError: there is no folder, or no marker in it.
+            ConflictError: the path is a file.
+            DamagedError: the marker can't be understood.
+            SchemaVersionError: a newer ckreg made it.
+        """
+        root = root.absolute()
+        return cls(root, marker.read(root))
+
+    def check_writable(self) -> None:
+        """See that a checkpoint could be stored now: not after the first epoch.
+
+        Raises:
+            NotWritableError, NoSpaceError: it could not.
+        """
+        for below in (("blobs", SHARDS[0]), ("records",)):
+            place = self.root.joinpath(*below)
+            with folder(self.root, *below) as dir_fd:
+                if not os.access(".", os.W_OK | os.X_OK, dir_fd=dir_fd, effective_ids=_EFFECTIVE):
+                    raise translate(PermissionError(errno.EACCES, ""), "write in", place)
+        with self.stage(expect_bytes=0):
+            pass
+
+    @property
+    def location(self) -> str:
+        """The folder, for messages."""
+        return str(self.root)
+
+    def owns(self, path: Path) -> bool:
+        """Say whether a path leads to a file of the store's own."""
+        return pulling.lies_in(path.resolve(), self._own())
+
+    # --- blobs in -----------------------------------------------------------------------------
+
+    def stage(self, *, expect_bytes: int | None = None) -> Staged:
+        """Return a new file to write, to be used in a `with` block.
+
+        Args:
+            expect_bytes: about how many will be written; refused at once if they can't fit.
+
+        Raises:
+            NoSpaceError, NotWritableError: it can't be written.
+        """
+        place = self.root / "tmp"
+        if not self._swept:
+            self._swept = True
+            with suppress(CkregError):  # what stops the sweep will stop the writer, with its reason
+                self.sweep()
+        if expect_bytes is not None:
+            check_space(place, expect_bytes)
+        return Staged(self.root, "tmp")
+
+    def stage_file(self, source: Path | SourceFile, *, progress: Progress | None = None) -> Staged:
+        """Return a copy of a file, staged and whole; its hash may still be under way.
+
+        Args:
+            source: a path, which is opened once; or a file that is open already.
+
+        Raises:
+            NotFoundError: it is missing.
+            ContainerError: it is no regular file.
+            NotWritableError: it can't be read.
+            ConflictError: it changed meanwhile.
+            NoSpaceError: there is no room for the copy.
+        """
+        if isinstance(source, Path):
+            with SourceFile.open(source) as opened:
+                return self.stage_file(opened, progress=progress)
+        staged = self.stage(expect_bytes=source.size)
+        try:
+            copied = staged.copy(source, progress=progress)
+            source.check_unchanged()
+            if copied != source.size:  # without a change of size or time: the disk lied
+                raise DamagedError(
+                    f"{str(source.path)!r} ended after {copied} bytes of {source.size}"
+                )
+        except BaseException:
+            staged.discard()
+            raise
+        return staged
+
+    def publish(self, staged: Staged) -> Blob:
+        """Give a staged file its final name, once its bytes are hashed and on the medium.
+
+        When this raises, no file of it is left.
+
+        Raises:
+            CkregError: the bytes or the name could not be put on the medium. That is final.
+        """
+        if staged.path.parent != self.root / "tmp":
+            raise ValueError(f"{str(staged.path)!r} isn't staged in {self!r}")
+        try:
+            return self._publish(staged)
+        except BaseException:
+            staged.discard()
+            raise
+
+    def _publish(self, staged: Staged) -> Blob:
+        blob = fresh(staged.finish(), staged.size)
+        place = self.root / "blobs" / blob.folder
+        with translated("protect", staged.path):
+            os.fchmod(staged.fd, 0o444)
+        staged.sync()
+        with folder(self.root, "blobs", blob.folder) as shard:
+            try:
+                staged.rename(place, blob.file, dir_fd=shard)
+                with translated("put on the disk", place):
+                    sync_folder(shard)
+            except BaseException:
+                unlink_quietly(blob.file, shard)  # nobody knows this name yet
+                raise
+        return blob
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store a small blob.
+
+        Raises:
+            CkregError: as `stage` and `publish`.
+        """
+        with self.stage() as staged:
+            staged.write(data)
+            return self.publish(staged)
+
+    def sweep(self) -> int:
+        """Remove what killed writers left in tmp/, and return how many files that was."""
+        return staging.sweep(self.root, "tmp")
+
+    # --- blobs out ----------------------------------------------------------------------------
+
+    def path_of(self, blob: Blob) -> Path:
+        """Return where a blob is, for messages: never to be opened, written or handed out."""
+        return self.root / "blobs" / blob.name
+
+    def holds(self, blob: Blob) -> bool:
+        """Say whether a blob's file is there, with its size.
+
+        Raises:
+            CkregError: the disk won't tell.
+        """
+        try:
+            found = self._stat(blob)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise translate(error, "look at", self.path_of(blob)) from error
+        return stat.S_ISREG(found.st_mode) and found.st_size == blob.size_bytes
+
+    def _stat(self, blob: Blob) -> os.stat_result:
+        shard = open_folder(self.root, "blobs", blob.folder)
+        try:
+            return os.stat(blob.file, dir_fd=shard, follow_symlinks=False)
+        finally:
+            os.close(shard)
+
+    def open_blob(self, blob: Blob) -> BlobFile:
+        """Open a blob, to be read in a `with` block.
+
+        Raises:
+            NotFoundError: its file is gone.
+            DamagedError: its file has another size, or is no file.
+        """
+        path = self.path_of(blob)
+        try:
+            shard = open_folder(self.root, "blobs", blob.folder)
+            try:
+                fd = os.open(blob.file, os.O_RDONLY | NOFOLLOW | NONBLOCK, dir_fd=shard)
+            finally:
+                os.close(shard)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(
+                f"the file of blob {blob.digest} is gone: {str(path)!r}",
+                hint=f"bring it back from a backup: cp BACKUP {shlex.quote(str(path))}",
+            ) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise damaged(blob, path, "it is a symlink") from error
+            raise translate(error, "read", path) from error
+        try:
+            with translated("look at", path):
+                found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise damaged(blob, path, f"it is {kind_of(found.st_mode)}")
+            if found.st_size != blob.size_bytes:
+                what = f"it has {found.st_size} bytes, and {blob.size_bytes} were stored"
+                raise damaged(blob, path, what)
+            return BlobFile(fd, path, blob)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def pull(
+        self, blob: Blob, dest: Path, *, force: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Write a blob's bytes to a path outside the store, verified on the way.
+
+        Raises:
+            ConflictError: another file is there and not `force`, or the path is the store's own.
+            NotFoundError: the blob, or the folder to write in, isn't there.
+            DamagedError: the blob's bytes aren't those that were stored.
+            NoSpaceError, NotWritableError: it can't be written there.
+        """
+        dest = dest.absolute()
+        self._check_not_ours(dest)
+        with self.open_blob(blob) as file:
+            pulling.deliver(file, dest, force=force, keep_out=self._own(), progress=progress)
+
+    def produce(
+        self, dest: Path, fill: Callable[[Staged], None], *, force: bool = False, expect_bytes: int
+    ) -> None:
+        """Write a file that isn't a blob's to a path outside the store.
+
+        Raises:
+            ConflictError, NotFoundError, NoSpaceError, NotWritableError: as pull.
+        """
+        dest = dest.absolute()
+        self._check_not_ours(dest)
+        pulling.produce(dest, fill, force=force, keep_out=self._own(), expect_bytes=expect_bytes)
+
+    def _own(self) -> list[Path]:
+        return [self.root / name for name in ("blobs", "records", "tmp")]
+
+    def _check_not_ours(self, dest: Path) -> None:
+        name = dest.name.casefold()  # as some file systems do
+        ours = name == MARKER or name.startswith(_BESIDE_US)
+        if ours and dest.parent.resolve() == self.root.resolve():
+            raise ConflictError(
+                f"{str(dest)!r} is the registry's own file",
+                hint="pull to a place of your own: -o PATH",
+            )
+
+    def drop(self, blob: Blob) -> None:
+        """Remove a blob that no row refers to and none can begin to; one that is gone is no error.
+
+        Raises:
+            NotWritableError: it can't be removed.
+        """
+        path = self.path_of(blob)
+        try:
+            shard = open_folder(self.root, "blobs", blob.folder)
+            try:
+                os.unlink(blob.file, dir_fd=shard)
+            finally:
+                os.close(shard)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise translate(error, "remove", path) from error
+
+    # --- records ------------------------------------------------------------------------------
+
+    def put_record(self, id: str, text: str) -> None:
+        """Write a checkpoint's record, in place of the one before if there is one.
+
+        Raises:
+            NoSpaceError, NotWritableError: it can't be written; the one before is as it was.
+        """
+        shard, name = _record_name(id)
+        place = self.root / "records" / shard
+        with (
+            folder(self.root, "records") as records,
+            translated("make the folder", place),
+            suppress(FileExistsError),
+        ):
+            os.mkdir(shard, dir_fd=records)
+            sync_folder(records)
+        with (
+            Staged(self.root, "tmp", mode=0o666) as staged,
+            folder(self.root, "records", shard) as dir_fd,
+        ):
+            staged.write(text.encode())
+            staged.sync()
+            staged.rename(place, name, dir_fd=dir_fd)
+            with translated("put on the disk", place):
+                sync_folder(dir_fd)
+
+    def read_record(self, id: str) -> str:
+        """Return a checkpoint's record.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: it is no text file of a record's size.
+        """
+        shard, name = _record_name(id)
+        path = self.root / "records" / shard / name
+        try:
+            dir_fd = open_folder(self.root, "records", shard)
+            try:
+                return read_small(name, dir_fd, _MAX_RECORD).decode()
+            finally:
+                os.close(dir_fd)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no record {str(path)!r}") from error
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"the record {str(path)!r} is no text: {error}") from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
+                raise DamagedError(
+                    f"the record {str(path)!r} is no record: {error.strerror}"
+                ) from error
+            raise translate(error, "read", path) from error
+
+    def remove_record(self, id: str) -> None:
+        """Remove a checkpoint's record; one that is gone is no error."""
+        shard, name = _record_name(id)
+        path = self.root / "records" / shard / name
+        try:
+            dir_fd = open_folder(self.root, "records", shard)
+            try:
+                os.unlink(name, dir_fd=dir_fd)
+            finally:
+                os.close(dir_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise translate(error, "remove", path) from error
+
+    def records(self) -> Iterator[CheckpointId]:
+        """Yield the ids of all records, sorted; files that are no records are passed over."""
+        for shard in _names(self.root, "records"):
+            if shard in SHARDS:
+                for name in _names(self.root, "records", shard):
+                    match = _RECORD.fullmatch(name)
+                    if match and name[:2] == shard:
+                        yield checkpoint_id(match[1])
+
+
+def _record_name(id: str) -> tuple[str, str]:
+    checked = checkpoint_id(id)
+    return checked[:2], f"{checked}.json"
+
+
+def _names(root: Path, *below: str) -> list[str]:
+    with folder(root, *below) as dir_fd, translated("list", root.joinpath(*below)):
+        return sorted(os.listdir(dir_fd))

@@ -1,0 +1,326 @@
+"""Files that are being written: fresh, locked, hashed behind the writer, in nobody's sight yet.
+
+Law: a staged file has its final name only when all its bytes are on the medium and hashed; on any
+way out before that, an interrupt too, its temporary name is gone. A killed writer's file is
+unlocked, and the next `sweep` takes it. Must not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ..errors import CkregError
+from ..values import Digest
+from .disk import (
+    NOFOLLOW,
+    folder,
+    open_folder,
+    read_into,
+    sync_file,
+    translate,
+    translated,
+    try_lock,
+    unlink_quietly,
+    write_all,
+)
+from .following import Trail, Writeback
+from .reading import STEP, FileBytes, Progress
+
+_TEMPORARY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BUFFER: Final = 4 << 20
+
+# What copy_file_range says where it can't: other file system, old kernel, special file, seccomp.
+_NO_KERNEL_COPY: Final = frozenset(
+    {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+)
+
+
+class Staged:
+    """A file that is being written, a context manager.
+
+    It is file-like enough for `torch.save`. A serialiser may bury the error of a failed `write`
+    under one of its own (torch 2.13 raises `unexpected pos`): the first one is raised again by all
+    that follows, and by the end of the `with` block.
+
+    Attributes:
+        path: where it is now.
+        size: bytes written so far.
+        fd, folder: its descriptor and that of its folder, open until the block ends.
+    """
+
+    def __init__(
+        self, place: Path, *below: str, name: str | None = None, mode: int = 0o600
+    ) -> None:
+        """Make the file.
+
+        Args:
+            place: the folder; or one above it, with the names `below`, none a symlink.
+            name: its temporary name there; a fresh one that `sweep` knows, by default.
+            mode: permissions, before the umask.
+
+        Raises:
+            NotWritableError, NoSpaceError, NotFoundError: it can't be made there.
+        """
+        self.size = 0
+        self._digest: Digest | None = None
+        self._failure: BaseException | None = None
+        self._temporary = True
+        with translated("write in", place.joinpath(*below)):
+            self.folder = open_folder(place, *below)
+        place = place.joinpath(*below)
+        try:
+            self.name, self.fd = self._make(place, name, mode)
+        except BaseException:
+            os.close(self.folder)
+            raise
+        self.path = place / self.name
+        self._trail = Trail(self.fd)
+        self._writeback = Writeback(self.fd)
+
+    def _make(self, place: Path, name: str | None, mode: int) -> tuple[str, int]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NOFOLLOW
+        while True:
+            chosen = name or str(uuid.uuid4())
+            with translated("write in", place):
+                fd = os.open(chosen, flags, mode, dir_fd=self.folder)
+            try:
+                # A sweep may come between the open and the lock: it has the file, take another.
+                with translated("write in", place):
+                    ours = _lock_if_possible(fd) and os.fstat(fd).st_nlink > 0
+                if ours:
+                    return chosen, fd
+                os.close(fd)
+            except BaseException:
+                unlink_quietly(chosen, self.folder)
+                os.close(fd)
+                raise
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append all of the data, and return how many bytes that was.
+
+        Raises:
+            NoSpaceError: the disk or the quota is full.
+            CkregError: the disk failed. A file that failed once takes nothing more.
+        """
+        self._check_open()
+        with memoryview(data) as given, given.cast("B") as view:
+            try:
+                for start in range(0, len(view), _BUFFER):
+                    with view[start : start + _BUFFER] as piece:
+                        self._append(piece)
+            except BaseException as error:
+                self._failure = error
+                raise
+            return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: no byte waits in a buffer. Serialisers call it."""
+
+    def copy(self, source: FileBytes, *, progress: Progress | None = None) -> int:
+        """Append a whole file, and return its bytes: fewer than its size if it got shorter.
+
+        The kernel copies where it can: on file systems that share blocks no byte moves at all.
+
+        Raises:
+            NoSpaceError, CkregError: as `write`.
+        """
+        self._check_open()
+        try:
+            return self._copy(source, progress)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _copy(self, source: FileBytes, progress: Progress | None) -> int:
+        done, total = 0, source.size
+        by_kernel = hasattr(os, "copy_file_range")
+        buffer = memoryview(b"")
+        while done < total:
+            step = min(STEP, total - done)
+            got = self._kernel_copy(source, done, step) if by_kernel else 0
+            if not got:
+                # It says nothing by error or by 0: at the end of the file, and for files that it
+                # can't read (kernels before 5.19 and /proc). A plain read tells these apart.
+                by_kernel = False
+                buffer = buffer or memoryview(bytearray(min(_BUFFER, total)))
+                step = min(len(buffer), step)
+                with translated("read", source.path):
+                    got = read_into(source.fd, buffer[:step], done)
+                self._append(buffer[:got])
+                if got < step:
+                    return done + got
+            done += got
+            if progress is not None:
+                progress(done, total)
+        return done
+
+    def _kernel_copy(self, source: FileBytes, offset: int, size: int) -> int:
+        try:
+            got = os.copy_file_range(source.fd, self.fd, size, offset, self.size)
+        except OSError as error:
+            if error.errno in _NO_KERNEL_COPY:
+                return 0
+            raise translate(error, f"copy {str(source.path)!r} to", self.path, need=size) from error
+        self._grown(got)
+        return got
+
+    def _append(self, data: memoryview) -> None:
+        with translated("write", self.path, need=len(data)):
+            write_all(self.fd, data, self.size)
+        self._grown(len(data))
+
+    def _grown(self, by: int) -> None:
+        self.size += by
+        with translated("read back", self.path):
+            self._trail.advance(self.size)
+        with translated("put on the disk", self.path, need=self.size):
+            self._writeback.advance(self.size)
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self.fd < 0 or self._digest is not None:
+            raise ValueError("a staged file takes no bytes after finish()")
+
+    # --- the end of writing -------------------------------------------------------------------
+
+    def finish(self) -> Digest:
+        """Wait for the hash, and return the digest of what is stored. Nothing can be written after.
+
+        Raises:
+            CkregError: the file can't be read back, or a write failed before.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._digest is None:
+            if self.fd < 0:
+                raise ValueError("this staged file is closed")
+            with translated("read back", self.path):
+                self._digest = self._trail.digest()
+        return self._digest
+
+    def source(self) -> FileBytes:
+        """Return the bytes as they are stored, to be read while the `with` block lasts."""
+        return FileBytes(self.fd, self.path, self.size)
+
+    def sync(self) -> None:
+        """Put the bytes on the medium. A failure is final: nothing more can be done with the file.
+
+        Raises:
+            CkregError, NoSpaceError: they could not be put there.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._writeback.stop()
+            with translated("put on the disk", self.path, need=self.size):
+                self._writeback.check()
+                sync_file(self.fd)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def rename(self, place: Path, name: str, *, dir_fd: int) -> None:
+        """Give the file its final name in the folder `place`, which is open as `dir_fd`."""
+        if not self._temporary:
+            raise ValueError(f"{str(self.path)!r} has its final name already")
+        with translated("rename a file to", place / name):
+            os.rename(self.name, name, src_dir_fd=self.folder, dst_dir_fd=dir_fd)
+        self._temporary = False
+        self.path = place / name
+
+    def link(self, name: str, *, dir_fd: int) -> None:
+        """Give the file another name in an open folder, unless that name is taken.
+
+        Raises:
+            FileExistsError: it is taken.
+            OSError: there are no links here.
+        """
+        os.link(
+            self.name,
+            name,
+            src_dir_fd=self.folder,
+            dst_dir_fd=dir_fd,
+            follow_symlinks=False,
+        )
+
+    def keep(self) -> Path:
+        """Keep the file past the block, where no sweep takes it, and return its path.
+
+        For bytes that are whole but whose row could not be had. A published file stays where it is:
+        a commit whose answer was lost may refer to it.
+        """
+        if self._temporary:
+            self.sync()
+            kept = f"kept-{self.name}"
+            self.rename(self.path.parent, kept, dir_fd=self.folder)
+        return self.path
+
+    def discard(self) -> None:
+        """Close, and remove the temporary name if the file still has it."""
+        if self.fd < 0:
+            return
+        self._trail.stop()  # before the close: the number could be another file's a moment later
+        self._writeback.stop()
+        if self._temporary:
+            unlink_quietly(self.name, self.folder)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        os.close(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.discard()
+        buried = self._failure is not None and error is not None and error is not self._failure
+        if buried and not isinstance(error, KeyboardInterrupt | CkregError):
+            assert self._failure is not None
+            raise self._failure from error
+
+
+def _lock_if_possible(fd: int) -> bool:
+    try:
+        return try_lock(fd)
+    except OSError:
+        return True  # no locks here: then no sweep can lock the file either, and it leaves it alone
+
+
+def sweep(place: Path, *below: str) -> int:
+    """Remove the temporary files whose writers are gone, and return how many.
+
+    A file is a writer's as long as it is locked. Names that no writer makes are left alone.
+    """
+    removed = 0
+    with folder(place, *below) as dir_fd:
+        with translated("list", place.joinpath(*below)):
+            names = [name for name in os.listdir(dir_fd) if _TEMPORARY.fullmatch(name)]
+        for name in names:
+            with suppress(OSError):  # another sweep was faster, or it may not be ours to remove
+                removed += _sweep_one(name, dir_fd)
+    return removed
+
+
+def _sweep_one(name: str, dir_fd: int) -> bool:
+    fd = os.open(name, os.O_RDWR | NOFOLLOW, dir_fd=dir_fd)
+    try:
+        if not try_lock(fd):
+            return False
+        os.unlink(name, dir_fd=dir_fd)
+        return True
+    finally:
+        os.close(fd)
