@@ -1,0 +1,268 @@
+"""Lists of checkpoints: filtered, sorted by any fact or metric, a page at a time.
+
+Law: pages are cut by key, not by count, so that a page costs the same wherever it is and rows that
+come or go meanwhile neither repeat nor hide others. Each page is one short read. Whoever lacks the
+value that is sorted by comes last; of equals the highest version comes first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+)
+
+from ..records import Checkpoint
+from ..tables import checkpoints, metrics, models, runs, tags
+from ..values import Digest, canonical_json
+from ..where import COLUMNS, Expression
+from . import filters
+from .naming import listed, metric_names, the_model
+from .rows import fetch
+from .scopes import ANY, Dataset, of_dataset
+
+_ALWAYS_THERE: Final = frozenset(
+    {"id", "model", "version", "key_style", "file_keys", "weights", "container", "signature",
+     "tensors", "size_bytes", "origin", "created_at", "provenance.topology",
+     "provenance.key_style"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which checkpoints, in which order."""
+
+    model: str | None = None
+    dataset: Dataset = ANY
+    run: str | None = None
+    where: Expression | None = None
+    tags: tuple[str, ...] = ()
+    sort: str = "-created_at"
+    include_removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list.
+
+    Attributes:
+        next: what to ask for the page after it with, or None at the end.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a page ended: what it was sorted by, and the row; `rest`: among those without it."""
+
+    rest: bool
+    value: Any = None
+    version: int | None = None
+    id: str | None = None
+
+    def text(self) -> str:
+        return canonical_json([self.rest, self.value, self.version, self.id])
+
+    @classmethod
+    def parse(cls, text: str) -> _Place:
+        try:
+            rest, value, version, id = json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{text!r} is no place in a list") from error
+        if not isinstance(rest, bool) or isinstance(value, dict | list):
+            raise ValueError(f"{text!r} is no place in a list")
+        return cls(rest, value, version, id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sort:
+    """What a sort key means: an expression, and whether rows may lack it."""
+
+    value: ColumnElement[Any]
+    descending: bool
+    optional: bool
+    metric: str | None = None
+
+
+def page(connection: Connection, query: Query, *, size: int, after: str | None) -> Page:
+    """Return the part of a list that follows a place."""
+    model_pk = None if query.model is None else int(the_model(connection, query.model).pk)
+    order = _sort(connection, query, model_pk)
+    conditions = _conditions(query, model_pk)
+    place = _Place(rest=False) if after is None else _Place.parse(after)
+    rows: list[Any] = []
+    if not place.rest:
+        rows = _rows(connection, query, order, conditions, place, model_pk, size + 1)
+        if len(rows) <= size and order.optional:
+            place = _Place(rest=True)
+    if place.rest:
+        without = _without(connection, order, conditions, place, size + 1 - len(rows))
+        rows = [*rows, *without]
+    kept = rows[:size]
+    following = None
+    if len(rows) > size:
+        last = kept[-1]
+        following = _Place(last.rest, last.value, last.version, last.id).text()
+    return Page(tuple(fetch(connection, [row.pk for row in kept])), following)
+
+
+def count(connection: Connection, query: Query) -> int:
+    """Return how many checkpoints a list has; without conditions, from the models' counters."""
+    row = None if query.model is None else the_model(connection, query.model)
+    plain = query.dataset is ANY and query.run is None and query.where is None and not query.tags
+    if plain:
+        counter = models.c.versions if query.include_removed else models.c.live
+        if row is not None:
+            return int(row._mapping[counter.name])
+        return int(connection.scalar(select(func.coalesce(func.sum(counter), 0))) or 0)
+    conditions = _conditions(query, None if row is None else int(row.pk))
+    return int(
+        connection.scalar(select(func.count()).select_from(checkpoints).where(*conditions)) or 0
+    )
+
+
+def fits(connection: Connection, digests: Sequence[Digest]) -> list[Checkpoint]:
+    """Return the live checkpoints of a signature (canonical or raw), newest first."""
+    found: dict[int, tuple[str, int, int]] = {}
+    for column in (checkpoints.c.signature, checkpoints.c.raw_signature):
+        for row in connection.execute(
+            select(checkpoints.c.pk, checkpoints.c.created_at, checkpoints.c.version).where(
+                column.in_(digests), column.is_not(None), checkpoints.c.removed_at.is_(None)
+            )
+        ):
+            found[row.pk] = (row.created_at, row.version, row.pk)
+    pks = sorted(found, key=found.__getitem__, reverse=True)
+    return [c for at in range(0, len(pks), 500) for c in fetch(connection, pks[at : at + 500])]
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+def _conditions(query: Query, model_pk: int | None) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if model_pk is not None:
+        found.append(checkpoints.c.model_pk == model_pk)
+    if query.dataset is not ANY:
+        found.append(of_dataset(checkpoints.c.dataset, query.dataset))
+    if query.run is not None:
+        found.append(
+            checkpoints.c.run_pk
+            == select(runs.c.pk).where(runs.c.id == query.run).scalar_subquery()
+        )
+    if not query.include_removed:
+        found.append(checkpoints.c.removed_at.is_(None))
+    found.extend(
+        exists().where(tags.c.checkpoint_pk == checkpoints.c.pk, tags.c.name == tag)
+        for tag in query.tags
+    )
+    if query.where is not None:
+        found.append(filters.compile(query.where))
+    return found
+
+
+def _sort(connection: Connection, query: Query, model_pk: int | None) -> _Sort:
+    name = query.sort.removeprefix("-")
+    descending = query.sort.startswith("-")
+    if name in COLUMNS:
+        return _Sort(filters.column(name), descending, name not in _ALWAYS_THERE)
+    metric = name.removeprefix("metrics.")
+    if len(metric) > 2 and metric[0] == metric[-1] == '"':
+        metric = metric[1:-1]
+    if metric == "acc":
+        return _Sort(checkpoints.c.acc, descending, optional=True)
+    scope = models.c.pk == metrics.c.model_pk
+    there = exists().where(scope, metrics.c.name == metric, metrics.c.live == true())
+    known = select(models.c.pk).where(there)
+    if model_pk is not None:
+        known = known.where(models.c.pk == model_pk)
+    if connection.scalar(known.limit(1)) is None:
+        has = "" if model_pk is None else f"; metrics: {listed(metric_names(connection, model_pk))}"
+        raise ValueError(
+            f"can't sort by {name!r}: it is neither a field nor a metric of these checkpoints "
+            f"(fields: {', '.join(sorted(COLUMNS))}{has})"
+        )
+    return _Sort(metrics.c.value, descending, optional=True, metric=metric)
+
+
+def _rows(
+    connection: Connection,
+    query: Query,
+    order: _Sort,
+    conditions: list[ColumnElement[bool]],
+    place: _Place,
+    model_pk: int | None,
+    limit: int,
+) -> list[Any]:
+    value, version, pk = order.value, checkpoints.c.version, checkpoints.c.pk
+    statement = select(
+        pk, checkpoints.c.id, version, value.label("value"), literal(False).label("rest")
+    ).where(*conditions)
+    if order.metric is not None:
+        statement = statement.join(metrics, metrics.c.checkpoint_pk == pk).where(
+            metrics.c.name == order.metric
+        )
+        # The same once more on the metrics' own columns, where the index on them can serve.
+        if model_pk is not None:
+            statement = statement.where(metrics.c.model_pk == model_pk)
+        if query.dataset is not ANY:
+            statement = statement.where(of_dataset(metrics.c.dataset, query.dataset))
+        if not query.include_removed:
+            statement = statement.where(metrics.c.live == true())
+    elif order.optional:
+        statement = statement.where(value.is_not(None))
+    if place.version is not None:
+        # The first conjunct alone is a range of the index; the second cuts its first equals.
+        at = place.value
+        behind, beyond = (
+            (value <= at, value < at) if order.descending else (value >= at, value > at)
+        )
+        statement = statement.where(behind, or_(beyond, _below(place)))
+    statement = statement.order_by(
+        value.desc() if order.descending else value.asc(), version.desc(), pk.desc()
+    )
+    return list(connection.execute(statement.limit(limit)))
+
+
+def _without(
+    connection: Connection,
+    order: _Sort,
+    conditions: list[ColumnElement[bool]],
+    place: _Place,
+    limit: int,
+) -> list[Any]:
+    """Return the rows that lack the value that is sorted by."""
+    version, pk = checkpoints.c.version, checkpoints.c.pk
+    lacking = (
+        order.value.is_(None)
+        if order.metric is None
+        else ~exists().where(metrics.c.checkpoint_pk == pk, metrics.c.name == order.metric)
+    )
+    statement = select(
+        pk, checkpoints.c.id, version, literal(True).label("rest"), null().label("value")
+    ).where(*conditions, lacking)
+    if place.version is not None:
+        statement = statement.where(_below(place))
+    return list(connection.execute(statement.order_by(version.desc(), pk.desc()).limit(limit)))
+
+
+def _below(place: _Place) -> ColumnElement[bool]:
+    """Return that a row comes after a place among equals: lower version, or an older row."""
+    version, pk = checkpoints.c.version, checkpoints.c.pk
+    row = select(pk).where(checkpoints.c.id == place.id)
+    same = row.correlate(None).scalar_subquery()
+    return or_(version < place.version, and_(version == place.version, pk < same))

@@ -1,0 +1,88 @@
+"""For the tests of the database: drafts whose blobs exist in name only, and SQL by hand."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from registry.blobs import Blob
+from registry.blobs.blob import fresh
+from registry.catalog import Draft
+from registry.records import Checkpoint, File, RunRecord, RunRef
+from registry.signature import Signature, TensorSpec
+from registry.values import CheckpointId, FrozenMap, digest_of, metrics_of, now
+
+SIGNATURE = Signature(
+    (
+        TensorSpec("fc.weight", "float32", (10, 4), "parameter"),
+        TensorSpec("fc.bias", "float32", (10,), "parameter"),
+    )
+)
+
+
+@contextmanager
+def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
+    """Lend a connection as a person would open it, closed and committed afterwards."""
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+def held(_: Blob) -> bool:
+    """Say of every blob that the store holds it."""
+    return True
+
+
+def draft(
+    model: str = "net",
+    *,
+    acc: float | None = None,
+    metrics: dict[str, float] | None = None,
+    config: dict[str, Any] | None = None,
+    content: str | None = None,
+    run: RunRecord | None = None,
+    push: bool = False,
+    signature: Signature = SIGNATURE,
+    probe: str | None = None,
+    **facts: Any,
+) -> Draft:
+    """Return a draft of a checkpoint with one file.
+
+    Args:
+        content: what stands for the file's bytes; by default they are like no others.
+        push: as `push` drafts it: the same content has the same facts digest, and twins are sought.
+        facts: other fields of Checkpoint.
+    """
+    content = secrets.token_hex(8) if content is None else content
+    blob, index = fresh(digest_of(content), 1000), fresh(digest_of(["index", content]), 100)
+    fields: dict[str, Any] = {
+        "id": CheckpointId(secrets.token_hex(16)),
+        "version": 0,
+        "model": model,
+        "dataset": "digits",
+        "run": None if run is None else RunRef(run.id, run.name),
+        "metrics": metrics_of(metrics or {}, acc),
+        "config": FrozenMap(config or {}),
+        "container": "torch-zip",
+        "signature": signature.digest,
+        "tensors": len(signature.tensors),
+        "parameters": signature.parameters,
+        "files": (File("model.pt", blob.digest, blob.size_bytes),),
+        "origin": "push" if push else "save",
+        "created_at": now(),
+        "facts_digest": digest_of([model, content, facts.get("dataset"), facts.get("epoch")]),
+    }
+    return Draft(
+        checkpoint=Checkpoint(**(fields | facts)),
+        run=run,
+        signatures=(signature,),
+        files=(("model.pt", blob, index, probe),),
+        twin=push,
+    )
