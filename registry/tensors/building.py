@@ -1,0 +1,306 @@
+"""Torch tensors and plain Python values from what the code-free reader found in a file.
+
+Law: no code of the file runs; what the reader didn't know is refused by its name, never skipped.
+Tensors lie in a private mapping of the file's bytes and are copied only where those are misaligned
+or of the other byte order. Shared storages and shared values stay shared. The bytes are verified
+before they come here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import torch
+
+from ..containers import Array, Contents, Opaque, Storage, TaggedDict, Tensor
+from ..containers.tree import (
+    DTYPES,
+    Constant,
+    Global,
+    NumpyDtype,
+    StorageView,
+    children,
+)
+from ..errors import ContainerError, DamagedError, UntrustedError
+from .wrappers import class_name
+
+_LEAVES: Final = (str, int, float, bool, bytes, complex, type(None))
+_UNTYPED_ALIGNMENT: Final = 16
+
+
+class Builder:
+    """Builds the tensors and values of one file.
+
+    Args:
+        contents: what the reader found.
+        mapping: the file's bytes from offset 0, writable and private (`mmap.ACCESS_COPY`), or a
+            bytearray. The tensors keep it open: closing it while one lives raises BufferError.
+        trust: exact classes whose objects may come back; never functions.
+        copy: copy every storage, so that nothing stays mapped (files on a network mount).
+
+    Raises:
+        TypeError: something in trust is no class.
+    """
+
+    def __init__(
+        self, contents: Contents, mapping: Any, *, trust: Iterable[type] = (), copy: bool = False
+    ) -> None:
+        self._contents = contents
+        # Through a memoryview: torch.frombuffer lets go of an mmap's export, and close() would
+        # unmap live tensors.
+        self._bytes = memoryview(mapping)
+        self._copy = copy
+        self._swap = contents.byteorder != sys.byteorder
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._trusted: dict[str, type] = {}
+        for cls in trust:
+            if not isinstance(cls, type):
+                raise TypeError(f"trust takes classes, not {cls!r}: functions are never called")
+            self._trusted[f"{cls.__module__}.{cls.__qualname__}"] = cls
+
+    # --- tensors ---
+
+    def tensor(self, found: Tensor) -> torch.Tensor:
+        """Return the tensor, on the CPU; the same one every time that it is asked for.
+
+        Raises:
+            DamagedError: its bytes are not all in the mapping.
+            ContainerError: this torch has no such dtype.
+        """
+        built = self._tensors.get(id(found))
+        if built is None:
+            built = self._tensors[id(found)] = self._build(found)
+        return built
+
+    def _build(self, found: Tensor) -> torch.Tensor:
+        dtype = dtype_named(found.dtype)
+        storage = self._storage(found.storage, found.dtype)
+        tensor = torch.empty(0, dtype=dtype).set_(storage, found.offset, found.shape, found.stride)
+        if found.conj:
+            tensor = tensor.conj()
+        if found.neg:
+            tensor = torch._neg_view(tensor)
+        if found.kind == "parameter":
+            tensor = torch.nn.Parameter(tensor, requires_grad=found.requires_grad)
+        elif found.requires_grad:
+            tensor.requires_grad_()
+        for name, value in (found.attributes or {}).items():
+            if not isinstance(name, str) or hasattr(torch.nn.Parameter, name):
+                raise UntrustedError(
+                    f"a tensor in the file has an attribute {name!r}, which would hide torch's own"
+                )
+            setattr(tensor, name, self.tree(value))
+        return tensor
+
+    def _storage(self, found: Storage, dtype: str) -> torch.UntypedStorage:
+        built = self._storages.get(id(found))
+        if built is None:
+            built = self._storages[id(found)] = self._build_storage(found, dtype)
+        return built
+
+    def _build_storage(self, found: Storage, dtype: str) -> torch.UntypedStorage:
+        if found.offset < 0 or found.offset + found.size_bytes > len(self._bytes):
+            raise DamagedError(
+                f"the storage {found.key!r} ends at byte {found.offset + found.size_bytes} of a "
+                f"file of {len(self._bytes)}"
+            )
+        if found.size_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        mapped = torch.frombuffer(
+            self._bytes, dtype=torch.uint8, count=found.size_bytes, offset=found.offset
+        )
+        untyped = found.dtype == "uint8" != dtype
+        alignment = max(DTYPES[dtype], _UNTYPED_ALIGNMENT if untyped else DTYPES[found.dtype])
+        if self._copy or self._swap or mapped.data_ptr() % alignment:
+            mapped = mapped.clone()
+        storage = mapped.untyped_storage()
+        if self._swap:
+            swapped = dtype_named(dtype if untyped else found.dtype)
+            storage.byteswap(swapped)  # type: ignore[no-untyped-call]
+        return storage
+
+    # --- values ---
+
+    def tree(self, root: object, *, own: bool = False) -> Any:
+        """Return a value of the file as plain Python values and tensors.
+
+        Args:
+            own: give the tensors memory of their own, for whoever keeps them.
+
+        Raises:
+            UntrustedError: it needs a class that isn't in trust, or any function; the message names
+                it.
+        """
+        done: dict[int, Any] = {}
+        opened: set[int] = set()
+        stack: list[tuple[Any, bool]] = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            if isinstance(node, _LEAVES) or (id(node) in done and not ready):
+                continue
+            if ready:
+                self._finish(node, done, own)
+                continue
+            if id(node) in opened:
+                continue
+            opened.add(id(node))
+            shell = _shell(node)
+            if shell is not None:
+                done[id(node)] = shell  # before its children: it may hold itself
+            stack.append((node, True))
+            if not isinstance(node, Tensor):  # its attributes are built with it
+                stack.extend((child, False) for child in children(node))
+        return _of(done, root)
+
+    def _finish(self, node: Any, done: dict[int, Any], own: bool) -> None:
+        """Fill a container's shell, or make a value whose parts are all made."""
+        if isinstance(node, dict):
+            shell = done[id(node)]
+            items = {self._key(key): _of(done, value) for key, value in node.items()}
+            if isinstance(node, TaggedDict):
+                _fill_tagged(shell, node, items, _of(done, node.attributes))
+            else:
+                shell.update(items)
+        elif isinstance(node, list):
+            done[id(node)].extend(_of(done, value) for value in node)
+        elif isinstance(node, tuple):
+            done[id(node)] = tuple(_of(done, value) for value in node)
+        elif isinstance(node, set | frozenset):
+            done[id(node)] = type(node)(self._key(value) for value in node)
+        elif isinstance(node, Opaque):
+            done[id(node)] = self._trusted_object(node, lambda value: _of(done, value))
+        elif isinstance(node, Array):
+            done[id(node)] = self._array(node, _of(done, node.items))
+        elif isinstance(node, Tensor) and own:
+            done[id(node)] = _owned(self.tensor(node))
+        else:
+            done[id(node)] = self._leaf(node)
+
+    def _key(self, key: Any) -> Any:
+        return key if isinstance(key, (*_LEAVES, tuple)) else self._leaf(key)
+
+    def _leaf(self, node: Any) -> Any:
+        if isinstance(node, Tensor):
+            return self.tensor(node)
+        if isinstance(node, Constant):
+            return _constant(node)
+        if isinstance(node, Storage | StorageView):
+            raise ContainerError("a bare storage, which belongs to no tensor, can't be loaded")
+        if isinstance(node, Global):
+            cls = self._trusted.get(node.dotted)
+            if cls is None:
+                raise self._untrusted(node.dotted)
+            return cls
+        if isinstance(node, NumpyDtype):
+            return _numpy().dtype(node.typestr)
+        return node  # datetimes, paths, bytearrays: plain data that the reader made itself
+
+    def _array(self, node: Array, items: list[Any] | None) -> Any:
+        numpy = _numpy()
+        order = "F" if node.fortran_order else "C"
+        if items is not None:
+            array = numpy.empty(len(items), dtype=object)
+            array[:] = items
+        else:
+            array = numpy.frombuffer(bytearray(node.data), dtype=numpy.dtype(node.dtype))
+        return array.reshape(node.shape, order=order)
+
+    def _trusted_object(self, node: Opaque, of: Callable[[Any], Any]) -> Any:
+        """Make an object of a class that the caller named, from the parts that the file gives."""
+        cls: Any = self._trusted.get(node.name)
+        if cls is None:
+            raise self._untrusted(node.name)
+        args, kwargs = of(node.args), of(node.kwargs)
+        if issubclass(cls, BaseException) or (node.state is None and not node.appended):
+            made = cls(*args, **kwargs) if args or kwargs else cls.__new__(cls)
+        else:
+            made = cls.__new__(cls, *args, **kwargs)
+        state = of(node.state)
+        if state is not None:
+            if hasattr(made, "__setstate__"):
+                made.__setstate__(state)
+            else:
+                plain, slots = state if isinstance(state, tuple) else (state, None)
+                for name, value in {**(plain or {}), **(slots or {})}.items():
+                    object.__setattr__(made, name, value)
+        for value in of(node.appended) or ():
+            (made.append if hasattr(made, "append") else made.add)(value)
+        for key, value in (of(node.items) or {}).items():
+            made[key] = value
+        return made
+
+    def _untrusted(self, name: str) -> UntrustedError:
+        return UntrustedError(
+            f"the file holds an object of {name}, which only its code could make",
+            hint="save plain values and dense tensors in its place",
+        )
+
+
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    clone = tensor.detach().clone()
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(clone, requires_grad=tensor.requires_grad)
+    return clone.requires_grad_(tensor.requires_grad)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return torch's dtype of a name. Raises ContainerError where this torch has none."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or name.startswith(("q", "bits")):
+        raise ContainerError(f"torch {torch.__version__} can't hold a dense tensor of dtype {name}")
+    return dtype
+
+
+def _shell(node: Any) -> Any:
+    """Return the empty container that a node becomes, or None if its parts must be made first."""
+    if isinstance(node, TaggedDict):
+        kinds: dict[str, Callable[[], Any]] = {
+            "collections.OrderedDict": OrderedDict,
+            "collections.Counter": Counter,
+            "argparse.Namespace": argparse.Namespace,
+            "types.SimpleNamespace": types.SimpleNamespace,
+        }
+        return kinds.get(node.cls, dict)()
+    return {} if isinstance(node, dict) else [] if isinstance(node, list) else None
+
+
+def _fill_tagged(shell: Any, node: TaggedDict, items: dict[Any, Any], attributes: Any) -> None:
+    if isinstance(shell, argparse.Namespace | types.SimpleNamespace):
+        vars(shell).update(items)
+        return
+    shell.update(items)
+    if attributes and isinstance(shell, OrderedDict) and "_metadata" in attributes:
+        shell._metadata = attributes["_metadata"]  # type: ignore[attr-defined]
+
+
+def _of(done: dict[int, Any], node: Any) -> Any:
+    if isinstance(node, _LEAVES):
+        return node
+    if id(node) not in done:
+        raise UntrustedError("a value in the file contains itself through a tuple")
+    return done[id(node)]
+
+
+def _constant(node: Constant) -> Any:
+    if node.kind == "device":
+        return torch.device(node.name)
+    value = getattr(torch, node.name, None)
+    if node.kind == "storage" or value is None or class_name(value) != f"torch.{node.kind}":
+        raise ContainerError(f"torch {torch.__version__} has no {node.kind} {node.name!r}")
+    return value
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise ContainerError(
+            "the file holds numpy arrays, and numpy is not installed", hint="pip install numpy"
+        ) from None
+    return numpy

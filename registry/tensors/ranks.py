@@ -1,0 +1,163 @@
+"""One save by many ranks, without a collective call: rank 0 writes, the others are told.
+
+Law: people write `if rank == 0: reg.save(...)`, so no rank may depend on another one's calling.
+Rank 0 publishes its result, or its error, in the process group's key-value store under a key made
+of the call's own facts; a rank that calls waits for that key, never longer than `TIMEOUT_S`. Never
+by a counter of calls, which guarded calls would put out of step: each rank counts only its calls
+with equal facts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from ..errors import CkregError, RemoteError, warn
+from ..records import Checkpoint
+from ..values import digest_of
+
+TIMEOUT_S: float = 1800.0
+"""How long a rank waits for rank 0: torch.distributed's own default."""
+
+_LONGEST_PAUSE_S: Final = 0.1
+_PATIENCE_S: Final = 10.0
+_LINGER_S: Final = 1.0
+
+Facts = tuple[str | None, str | None, int | None, int | None]
+"""Model, dataset, epoch and step of a save."""
+
+
+def once(facts: Facts, write: Callable[[], Checkpoint]) -> Checkpoint:
+    """Return the checkpoint that rank 0 writes: there by writing, on other ranks by waiting.
+
+    Outside a process group, and in one of a single process, this just writes.
+
+    Args:
+        facts: what tells this save from others, equal on all ranks: model, dataset, epoch, step.
+        write: writes the checkpoint; called on rank 0 only.
+
+    Raises:
+        RemoteError: on other ranks: rank 0 failed, is gone, or didn't call within `TIMEOUT_S`.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return write()
+    if torch.distributed.get_world_size() == 1:
+        return write()
+    store = _store()
+    key = _next_key(store, facts)
+    if torch.distributed.get_rank() == 0:
+        return _write(store, key, write)
+    return _await(store, key, facts)
+
+
+def _write(store: Any, key: str, write: Callable[[], Checkpoint]) -> Checkpoint:
+    try:
+        checkpoint = write()
+    except BaseException as error:
+        told = error.to_dict() if isinstance(error, CkregError) else _told(error)
+        _publish(store, key, {"error": told})
+        raise
+    _publish(store, key, {"checkpoint": checkpoint.to_dict()})
+    return checkpoint
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "hint": None}
+
+
+def _publish(store: Any, key: str, answer: Mapping[str, Any]) -> None:
+    global _published_at
+    try:
+        store.set(key, json.dumps(answer))
+        if _published_at == 0.0:
+            atexit.register(_linger)
+        _published_at = time.monotonic()
+    except RuntimeError:
+        # The store went with the rank that held it. What is written is written, and this rank's
+        # outcome stands; the ranks that wait meet the same store and say so themselves.
+        return
+
+
+def _linger() -> None:
+    """Keep the store a moment longer: the answer to the last save may not be fetched yet.
+
+    Rank 0 holds the store (under mp.spawn), and its exit right after a save would take the answer
+    away from the ranks that are about to look.
+    """
+    time.sleep(max(0.0, _LINGER_S - (time.monotonic() - _published_at)))
+
+
+def _await(store: Any, key: str, facts: Facts) -> Checkpoint:
+    rank = torch.distributed.get_rank()
+    deadline = time.monotonic() + TIMEOUT_S
+    patience = time.monotonic() + _PATIENCE_S
+    pause = 0.005
+    try:
+        # Polled, not store.wait(): that would hold the client's lock, and no Ctrl-C would get
+        # through.
+        while not store.check([key]):
+            if time.monotonic() > deadline:
+                raise RemoteError(
+                    f"rank 0 did not save {_named(facts)} within {TIMEOUT_S:g} s, and rank {rank} "
+                    "waits for it",
+                    hint="call save on rank 0 (alone, or on every rank) with the same model, "
+                    "dataset, epoch and step; if it does, look at rank 0's log",
+                )
+            if time.monotonic() > patience:
+                warn(f"rank {rank} waits for rank 0 to save {_named(facts)}")
+                patience = deadline
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE_S)
+        answer = json.loads(store.get(key))
+    except (
+        RuntimeError
+    ) as error:  # torch.distributed.DistError and, from some stores, its base class
+        raise RemoteError(
+            f"rank 0 is gone: rank {rank} lost the process group's store while it waited for "
+            f"{_named(facts)}: {str(error).splitlines()[0]}",
+            hint="look at rank 0's log; what it had committed is in: ckreg list",
+        ) from error
+    if "error" in answer:
+        told = answer["error"]
+        raise RemoteError(
+            f"rank 0 could not save {_named(facts)}: {told['type']}: {told['message']}",
+            hint=told.get("hint"),
+        )
+    return Checkpoint.from_dict(answer["checkpoint"])
+
+
+def _named(facts: Facts) -> str:
+    named = zip(("model", "dataset", "epoch", "step"), facts, strict=True)
+    return ", ".join(f"{name}={value!r}" for name, value in named if value is not None)
+
+
+# --- the store and this process's place in it -----------------------------------------------------
+
+_lock: Final = threading.Lock()
+_published_at = 0.0
+_counted: tuple[object, dict[str, int]] = (None, {})
+
+
+def _store() -> Any:
+    # The one way to the group's store; torch's own elastic and checkpoint code goes it too (2.13).
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def _next_key(store: object, facts: Facts) -> str:
+    """Return the key of this process's next call with these facts; a new group starts anew."""
+    global _counted
+    base = digest_of(list(facts)).removeprefix("blake3:")
+    with _lock:
+        if _counted[0] is not store:
+            _counted = (store, {})
+        n = _counted[1].get(base, 0)
+        _counted[1][base] = n + 1
+    return f"ckreg/{base}/{n}"
