@@ -1,0 +1,220 @@
+"""From staged bytes to a committed checkpoint: blob, row, record, and then the acknowledgement.
+
+Law: a committed row refers only to durable, hashed blobs; after a failure no blob of ours is left
+but those that a row may name. Once the row is committed nothing that follows can undo or hide it.
+Knows no torch, and nothing of how the bytes came to be staged.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .blobs import Blob, BlobStore, FileBytes, Staged
+from .blobs.ranges import build as build_index
+from .catalog import Added, Catalog, Draft
+from .containers import Contents
+from .errors import BusyError, CkregError, warn
+from .records import Checkpoint, File, RunRecord
+from .signature import Signature
+from .values import FORMAT, CheckpointId, Digest, canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file's bytes on their way in: staged and hashed, or a blob that the store holds.
+
+    Attributes:
+        name: the file's name in the checkpoint.
+        stored: the bytes as they are stored.
+        staged: the file that is to be published; None where the store holds the bytes.
+        blob, index: what the store holds, verified.
+        damaged: digests whose bytes the store holds damaged: ours replace them.
+    """
+
+    name: str
+    digest: Digest
+    stored: FileBytes
+    staged: Staged | None = None
+    blob: Blob | None = None
+    index: Blob | None = None
+    probe: str | None = None
+    damaged: frozenset[Digest] = frozenset()
+
+    @property
+    def file(self) -> File:
+        """The file as the record names it."""
+        return File(self.name, self.digest, self.stored.size)
+
+
+def commit(
+    store: BlobStore,
+    catalog: Catalog,
+    parts: Sequence[Part],
+    *,
+    checkpoint: Checkpoint,
+    signatures: tuple[Signature, ...],
+    contents: Contents,
+    run: RunRecord | None,
+    twin: bool,
+    actor: str | None,
+) -> Checkpoint:
+    """Publish the bytes, commit the row, write the record; return the checkpoint as recorded.
+
+    Args:
+        parts: every file of the checkpoint.
+        checkpoint: with version 0; its id decides whether a lost COMMIT went through.
+        twin: return the live twin of a repeated push instead of a new version.
+        actor: who does it.
+
+    Raises:
+        Gone: bytes that were to be shared are not there any more.
+        BusyError: the commit could not be had in time; what was saved is kept, and the hint
+            finishes the work.
+        CkregError: anything else; nothing is left behind.
+    """
+    ours: list[Blob] = []
+    try:
+        files = tuple(
+            (part.name, *_published(store, part, contents, ours), part.probe) for part in parts
+        )
+        added = catalog.add(
+            Draft(
+                checkpoint=checkpoint,
+                run=run,
+                signatures=signatures,
+                files=files,
+                twin=twin,
+                borrowed=frozenset(b.name for p in parts for b in (p.blob, p.index) if b),
+                damaged=frozenset().union(*(p.damaged for p in parts)),
+                actor=actor,
+            ),
+            holds=store.holds,
+        )
+    except BusyError as error:
+        staged = parts[0].staged
+        if checkpoint.origin == "save" and ours and staged is not None:
+            # Hours of training may stand behind these bytes: they stay, and carry their record.
+            error.hint = (
+                f"the checkpoint is safe; finish with: {_finish(store, staged, checkpoint)}"
+            )
+            _drop(store, ours[1:])
+        else:
+            _drop(store, ours)
+        raise
+    except BaseException as error:
+        found = _committed(catalog, checkpoint.id)
+        if found is None:
+            _drop_unnamed(store, catalog, ours)
+            raise
+        # The COMMIT went through and its answer was lost.
+        if not isinstance(error, Exception):
+            write_record(store, catalog, found.id)
+            raise
+        added = Added(checkpoint=found)
+    for changed in (added.checkpoint, *added.moved):
+        write_record(store, catalog, changed.id)
+    _drop(store, added.unused)
+    for text in added.warnings:
+        warn(text)
+    return added.checkpoint
+
+
+def _published(
+    store: BlobStore, part: Part, contents: Contents, ours: list[Blob]
+) -> tuple[Blob, Blob]:
+    """Return a part's blob and its index's, published now unless the store holds them."""
+    blob, index = part.blob, part.index
+    data = b""
+    if index is None:
+        data = build_index(
+            part.stored, [(s.offset, s.size_bytes) for s in contents.storages], part.digest
+        ).to_bytes()
+    if blob is None:
+        assert part.staged is not None
+        blob = store.publish(part.staged)
+        ours.append(blob)
+    if index is None:
+        index = store.put_bytes(data)
+        ours.append(index)
+    return blob, index
+
+
+def _finish(store: BlobStore, staged: Staged, checkpoint: Checkpoint) -> str:
+    """Return the command that commits what was saved; the file carries the rest."""
+    words = ["ckreg", "-r", store.location, "push", str(staged.path)]
+    for option, values in (("--tag", checkpoint.tags), ("--alias", checkpoint.aliases)):
+        for value in values:
+            words += [option, value]
+    if checkpoint.note:
+        words += ["--note", checkpoint.note]
+    return shlex.join(words)
+
+
+def _committed(catalog: Catalog, id: CheckpointId) -> Checkpoint | None:
+    with suppress(CkregError):
+        return catalog.by_id(id, include_removed=True)
+    return None
+
+
+def _drop_unnamed(store: BlobStore, catalog: Catalog, ours: Sequence[Blob]) -> None:
+    """Drop the blobs that no row names; where the database won't say, they stay for gc."""
+    with suppress(CkregError):
+        named = catalog.names_of(ours)
+        _drop(store, [blob for blob in ours if blob.name not in named])
+
+
+def _drop(store: BlobStore, blobs: Sequence[Blob]) -> None:
+    for blob in blobs:
+        try:
+            store.drop(blob)
+        except CkregError as error:
+            warn(f"a blob that nothing needs was left in the store: {error.message}")
+
+
+def write_record(store: BlobStore, catalog: Catalog, id: CheckpointId) -> None:
+    """Write a checkpoint's whole record: the database is never the only copy of the facts.
+
+    Two writers may change one checkpoint at once: each reads again after it wrote, and writes again
+    when the database has moved on, so that the last record written is the last state committed. A
+    record that can't be written is a warning, since the facts are committed.
+    """
+    try:
+        state = None
+        for _ in range(100):
+            latest = _record_text(catalog, id)
+            if latest == state:
+                return
+            state = latest
+            store.put_record(id, state)
+    except CkregError as error:
+        warn(
+            f"the checkpoint {id[:8]} is committed, but its record file could not be written: "
+            f"{error.message}"
+        )
+
+
+def _record_text(catalog: Catalog, id: CheckpointId) -> str:
+    checkpoint = catalog.by_id(id, include_removed=True)
+    run = None if checkpoint.run is None else catalog.run(checkpoint.run.id)
+    return canonical_json(
+        {
+            "format": FORMAT,
+            "checkpoint": checkpoint.to_dict(),
+            "run": None if run is None else run.to_dict(),
+            "blobs": [
+                {
+                    "file": name,
+                    "blob": _blob(blob),
+                    "index": None if index is None else _blob(index),
+                }
+                for name, blob, index in catalog.blobs_of(id)
+            ],
+        }
+    )
+
+
+def _blob(blob: Blob) -> dict[str, object]:
+    return {"digest": blob.digest, "size_bytes": blob.size_bytes, "name": blob.name}

@@ -1,0 +1,272 @@
+"""Load: a plan made from the record, and carried out on a live net or as a state dict.
+
+Law: no target is touched before the whole plan stands and every byte that it uses is verified.
+Imports .tensors only inside functions: a plan without a live net never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .blobs import Progress, Staged
+from .containers import Description, Tensor
+from .errors import CkregError, RefusedLoadError
+from .opening import Opened, saved_side, tensors_in, verify_used
+from .planning import LoadPlan, Wanted, make_plan
+from .records import Checkpoint
+from .signature import KeyStyle
+from .values import canonical_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from .tensors.building import Builder
+    from .tensors.observe import Live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What a load did.
+
+    Attributes:
+        checkpoint: what was loaded.
+        plan: how, and why.
+        state_dict: the tensors by name; None when they went into a model.
+        loaded: the target's keys that were set.
+        ignored: what the file holds and the load left, each with its reason.
+        missing, unexpected: keys that `allow` let pass.
+        extra: the file's `extra`, as plain values.
+        epoch, step: as recorded.
+    """
+
+    checkpoint: Checkpoint
+    plan: LoadPlan
+    state_dict: Mapping[str, torch.Tensor] | None = None
+    loaded: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    extra: Any = None
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch as recorded."""
+        return self.checkpoint.epoch
+
+    @property
+    def step(self) -> int | None:
+        """The step as recorded."""
+        return self.checkpoint.step
+
+    def __repr__(self) -> str:
+        return (
+            f"<LoadResult {self.checkpoint.ref}: {len(self.loaded)} loaded, "
+            f"{len(self.ignored)} ignored, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected>"
+        )
+
+
+def wanted(
+    *,
+    device: str | None,
+    keys: str | KeyStyle | None = None,
+    out_keys: KeyStyle | None = None,
+    weights: str | None = None,
+    cast: str | None = None,
+    allow: Sequence[str] = (),
+    rng: bool = False,
+) -> Wanted:
+    """Return what a caller wants, checked.
+
+    Raises:
+        ValueError, TypeError: a word is none of those that are known.
+    """
+    if isinstance(allow, str):
+        raise TypeError(f"allow is a list of patterns, not one text: allow=[{allow!r}]")
+    if weights not in (None, "live", "ema"):
+        raise ValueError(f"weights={weights!r} is neither 'live' nor 'ema'")
+    if cast not in (None, "widen", "narrow"):
+        raise ValueError(f"cast={cast!r} is neither 'widen' nor 'narrow'")
+    return Wanted(
+        device=None if device is None else str(device),
+        keys=KeyStyle.parse(keys) if isinstance(keys, str) else keys,
+        out_keys=out_keys,
+        weights=weights,  # type: ignore[arg-type]  # checked above
+        cast=cast,  # type: ignore[arg-type]
+        allow=tuple(allow),
+        rng=rng,
+        world_size=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The live objects that a load restores; all None for a state dict."""
+
+    net: torch.nn.Module | None = None
+    optimizer: Any = None
+    scheduler: Any = None
+    stateful: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        beside = self.stateful or any(x is not None for x in (self.optimizer, self.scheduler))
+        if self.net is None and beside:
+            raise TypeError(
+                "an optimizer, a scheduler and other objects are restored together with their net: "
+                "reg.load(ref, into=net, optimizer=optimizer)"
+            )
+        if self.net is not None and not hasattr(self.net, "load_state_dict"):
+            raise TypeError(f"into= takes a torch.nn.Module, not {type(self.net).__name__}")
+
+
+def plan(opened: Opened, objects: Objects, want: Wanted) -> LoadPlan:
+    """Return the plan of a load; without a net the device is taken as said, and torch isn't
+    imported.
+    """
+    if objects.net is None:
+        return make_plan(saved_side(opened), None, want, None)
+    return _plan_for(opened, objects, want)[0]
+
+
+def _plan_for(opened: Opened, objects: Objects, want: Wanted) -> tuple[LoadPlan, Live | None]:
+    """Return the plan for the objects that are here, on the machine that is here."""
+    from .tensors import hardware, observe, wrappers
+
+    live = target = None
+    if objects.scheduler is not None and opened.record is not None:
+        _check_scheduler(opened, wrappers.class_name(objects.scheduler))
+    if want.rng and hardware.rank() != (opened.checkpoint.topology.rank or 0):
+        # One rank's generators on every rank would make all of them draw the same numbers.
+        want = replace(want, rng=False)
+    if objects.net is not None:
+        live = observe.observe(objects.net)
+        target = observe.target_of(
+            objects.net,
+            live,
+            optimizers=observe.named_optimizers(objects.optimizer),
+            scheduler=objects.scheduler,
+            stateful=objects.stateful,
+        )
+    want = replace(want, world_size=hardware.world_size())
+    return make_plan(saved_side(opened), target, want, hardware.machine()), live
+
+
+def _check_scheduler(opened: Opened, given: str) -> None:
+    assert opened.record is not None
+    saved = opened.record.scheduler
+    if saved is not None and saved != given:
+        raise RefusedLoadError(
+            f"the scheduler of {opened.checkpoint.ref} is a {saved}, and the one to fill a {given}",
+            hint="make a scheduler of the recorded class, or leave scheduler= out",
+        )
+
+
+def load(
+    opened: Opened,
+    objects: Objects,
+    want: Wanted,
+    *,
+    verify: bool,
+    progress: Progress | None,
+) -> LoadResult:
+    """Load; see `Registry.load`."""
+    from .tensors import applying, building, observe
+
+    made, live = _plan_for(opened, objects, want)
+    description = opened.description
+    mapping = opened.file.map()
+    if verify:
+        verify_used(opened, mapping, _used(made, description), progress)
+    builder = building.Builder(opened.contents, mapping)
+    extra, left = _extra(description, builder)
+    state = None
+    if objects.net is None or live is None:
+        state = applying.collect(made, builder, description)
+        loaded = tuple(state)
+    else:
+        loaded = applying.apply(
+            made,
+            builder,
+            description,
+            objects.net,
+            live,
+            optimizers=observe.named_optimizers(objects.optimizer),
+            scheduler=objects.scheduler,
+            stateful=objects.stateful,
+        )
+    ignored: dict[str, str] = {}
+    if want.rng and not made.rng and description.rng is not None:
+        left["rng"] = "it is another rank's, or the number of processes changed"
+    for what, reason in [*((n.what, n.reason) for n in made.ignored), *left.items()]:
+        ignored[what] = f"{ignored[what]}; {reason}" if what in ignored else reason
+    return LoadResult(
+        checkpoint=opened.checkpoint,
+        plan=made,
+        state_dict=state,
+        loaded=loaded,
+        ignored=ignored,
+        missing=made.missing,
+        unexpected=made.unexpected,
+        extra=extra,
+    )
+
+
+def _extra(description: Description, builder: Builder) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what else the file holds, as far as it is data, and why the rest stays in it."""
+    extra: dict[str, Any] = {}
+    left: dict[str, str] = {}
+    for key, value in description.extra.items():
+        try:
+            extra[key] = builder.tree(value, own=True)
+        except CkregError as error:
+            left[f"extra.{key}"] = f"it is no plain data: {error.message}"
+    return extra, left
+
+
+def export(
+    opened: Opened,
+    want: Wanted,
+    target: Staged,
+    *,
+    format: str,
+    only_weights: bool,
+    progress: Progress | None,
+) -> None:
+    """Write the file anew, adapted: its keys, its device tag, its format; see `Registry.pull`."""
+    from .tensors import building, exporting
+
+    made = make_plan(saved_side(opened), None, want, None)
+    description = opened.description
+    mapping = opened.file.map()
+    opened.file.verify(mapping=mapping, progress=progress)
+    builder = building.Builder(opened.contents, mapping)
+    only_weights = only_weights or format == "safetensors"
+    tree = exporting.adapted(made, opened.contents, builder, description, only_weights=only_weights)
+    if format == "safetensors":
+        own = opened.description.record
+        # The record speaks of canonical keys: it goes along where the keys are.
+        facts = {"ckreg": canonical_json(own)} if own is not None and not made.out_keys else None
+        exporting.write_safetensors(tree, target, metadata=facts)
+    else:
+        weights = "" if only_weights else description.where.partition(".")[0]
+        exporting.write_torch(tree, target, tag=made.map_location, weights=weights)
+
+
+def _used(made: LoadPlan, description: Description) -> list[Tensor]:
+    """Return every tensor whose bytes the load will use."""
+    weights = description.weights
+    if made.weights == "ema" and description.ema is not None:
+        weights = description.ema
+    trees: list[object] = [
+        [weights[move.source] for move in made.moves],
+        [description.wrapper_state.get(name) or weights[name] for name, _ in made.wrapper_state],
+        [description.others[raw] for raw, _ in made.others],
+        [description.optimizers[move.name] for move in made.optimizers],
+        [description.stateful[name] for name in made.stateful],
+        description.scheduler if made.scheduler else None,
+        description.rng if made.rng else None,
+        list(description.extra.values()),
+    ]
+    return list(tensors_in(trees))

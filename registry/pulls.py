@@ -1,0 +1,143 @@
+"""Pull: a checkpoint's file out of the registry, as it was stored or adapted to where it will be
+used.
+
+Law: a plain pull gives the stored bytes, verified; an adapted one is planned like a load, and what
+it writes needs no ckreg to be read. Imports .tensors only to adapt.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import loads
+from .blobs import BlobStore, Progress
+from .catalog import Catalog
+from .errors import NotFoundError
+from .opening import open_file, opened
+from .records import Checkpoint
+from .signature import KeyStyle
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """How a pulled file differs from the stored one; None means as it is.
+
+    Attributes:
+        keys: "plain", "recorded", or a style.
+        only: "weights" for the state dict alone.
+    """
+
+    device: str | None
+    keys: KeyStyle | str | None
+    weights: str | None
+    only: str | None
+    format: str | None
+
+    def __bool__(self) -> bool:
+        return any(
+            x is not None for x in (self.device, self.keys, self.weights, self.only, self.format)
+        )
+
+
+def adaptation(
+    *,
+    device: str | None,
+    keys: str | None,
+    weights: str | None,
+    only: str | None,
+    format: str | None,
+) -> Adaptation:
+    """Return what a caller asks for, checked.
+
+    Raises:
+        ValueError: a word is none of those that are known.
+    """
+    if only not in (None, "weights"):
+        raise ValueError(f"only={only!r} is not 'weights'")
+    if format not in (None, "pt", "safetensors"):
+        raise ValueError(f"format={format!r} is neither 'pt' nor 'safetensors'")
+    if device in ("auto", "recorded"):
+        raise ValueError(
+            f"device={device!r} is for loads; a pulled file's tag is written as said, "
+            "e.g. 'cpu' or 'cuda:0'"
+        )
+    style: KeyStyle | str | None = keys
+    if keys not in (None, "plain", "recorded"):
+        style = KeyStyle.parse(str(keys))
+    return Adaptation(device, style, weights, only, format)
+
+
+def pull(
+    store: BlobStore,
+    catalog: Catalog,
+    checkpoint: Checkpoint,
+    dest: str | os.PathLike[str] | None,
+    adapt: Adaptation,
+    *,
+    force: bool,
+    progress: Progress | None,
+) -> Path:
+    """Write the file, and return its path; see `Registry.pull`."""
+    path = _destination(checkpoint, dest, adapt)
+    if not adapt:
+        with open_file(store, catalog, checkpoint) as (found, _):
+            store.pull(found.blob, path, force=force, progress=progress)
+        return path
+    want = loads.wanted(
+        device=adapt.device, out_keys=_out_keys(checkpoint, adapt), weights=adapt.weights
+    )
+    with opened(store, catalog, checkpoint, verify=True) as file:
+        store.produce(
+            path,
+            lambda staged: loads.export(
+                file,
+                want,
+                staged,
+                format=_format(checkpoint, adapt),
+                only_weights=adapt.only == "weights",
+                progress=progress,
+            ),
+            force=force,
+            expect_bytes=checkpoint.size_bytes,
+        )
+    return path
+
+
+def _out_keys(checkpoint: Checkpoint, adapt: Adaptation) -> KeyStyle | None:
+    if adapt.keys == "plain":
+        return KeyStyle()
+    if adapt.keys == "recorded":
+        return checkpoint.key_style
+    return adapt.keys if isinstance(adapt.keys, KeyStyle) else None
+
+
+def _format(checkpoint: Checkpoint, adapt: Adaptation) -> str:
+    stored = "safetensors" if checkpoint.container == "safetensors" else "pt"
+    return adapt.format or stored
+
+
+def _destination(
+    checkpoint: Checkpoint, dest: str | os.PathLike[str] | None, adapt: Adaptation
+) -> Path:
+    """Return the path to write: the one given, or `NAME-vN.pt` in a folder given or the working
+    folder.
+
+    Raises:
+        NotFoundError: the folder given isn't there.
+    """
+    suffix = ".safetensors" if _format(checkpoint, adapt) == "safetensors" else ".pt"
+    name = f"{checkpoint.model.replace('/', '-')}-v{checkpoint.version}{suffix}"
+    if dest is None:
+        return Path(name)
+    path = Path(dest)
+    if path.is_dir():
+        return path / name
+    if os.fspath(dest).endswith(os.sep):
+        raise NotFoundError(
+            f"there is no folder {str(path)!r} to pull into",
+            hint=f"mkdir -p {shlex.quote(str(path))}",
+        )
+    return path

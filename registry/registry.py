@@ -1,0 +1,843 @@
+"""Registry: one database plus one blob store, and every verb on them. The table of contents of
+ckreg.
+
+Law: each method checks its words, makes one plan or one commit through the modules beside it, and
+returns a record. No SQL, no bytes and no torch here: what needs torch imports .tensors inside its
+own functions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from . import commits, drafting, loads, location, pulls, pushes, refs, saves, surroundings
+from . import where as where_
+from .blobs import BlobStore
+from .blobs.local import LocalStore
+from .catalog import Catalog, Page, Query
+from .errors import NotFoundError, warn
+from .loads import LoadResult
+from .opening import opened
+from .planning import LoadPlan
+from .records import Checkpoint, Mode, Model
+from .runs import Lineage, Run, continued, monitored, new_run, of_dataset, run_id
+from .schema import Database, Upgrade
+from .signature import Signature
+from .values import (
+    FORMAT,
+    CheckpointId,
+    label,
+    metrics_of,
+    model_name,
+    optional_count,
+    optional_text,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from .saves import Optimizers, Stateful
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+Ref = str | Checkpoint
+"""`resnet50`, `resnet50@v3`, `resnet50@best`, `resnet50@prod`, an id or a prefix of one; or a
+checkpoint.
+"""
+
+
+class Registry:
+    """A registry of checkpoints.
+
+    Example:
+        >>> import tempfile
+        >>> reg = Registry.create(tempfile.mkdtemp() + "/reg")
+        >>> reg.models()
+        []
+    """
+
+    def __init__(self, place: location.Location) -> None:
+        """Use `Registry.open` or `Registry.create`."""
+        self._location = place
+        self._opened: tuple[BlobStore, Catalog] | None = None
+        self._lineage = Lineage()
+
+    # --- opening -----------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, location_: str | os.PathLike[str] | None = None) -> Registry:
+        """Open a registry: the one named, else $CKREG_REGISTRY, else ./.ckreg upward, else
+        ~/.ckreg.
+
+        The default, ~/.ckreg, need not exist: the first save or push makes it.
+
+        Raises:
+            NotFoundError: a location was named, and no registry is there.
+            ConflictError: the location is a file.
+            SchemaVersionError: the registry was made by a newer ckreg.
+        """
+        registry = cls(location.find(location_))
+        if registry._location.exists:
+            registry._parts()
+        return registry
+
+    @classmethod
+    def create(cls, location_: str | os.PathLike[str]) -> Registry:
+        """Make a registry in a folder that is empty or not there yet, and open it.
+
+        One that is there already is opened: making it twice, or by many processes at once, is no
+        error.
+
+        Raises:
+            ConflictError: the folder holds other things, or the location is a file.
+            NotWritableError: it can't be made there.
+        """
+        registry = cls(location.Location(location.absolute(location_)))
+        registry._create()
+        return registry
+
+    def _create(self) -> None:
+        folder = self._location.folder
+        if not self._location.exists:
+            location.check_free(folder)
+            LocalStore.create(folder)
+            Database.create(folder / location.DATABASE)
+        self._parts()
+
+    def _parts(self) -> tuple[BlobStore, Catalog]:
+        if self._opened is None:
+            if not self._location.exists:
+                raise NotFoundError(
+                    f"there is no registry at {str(self._location)!r} yet",
+                    hint="the first save or push makes it: ckreg push FILE",
+                )
+            folder = self._location.folder
+            self._opened = (
+                LocalStore.open(folder),
+                Catalog(Database.open(folder / location.DATABASE)),
+            )
+        return self._opened
+
+    def _for_writing(self) -> tuple[BlobStore, Catalog]:
+        """Open for a write: the default location is made, and what would fail later fails now."""
+        if not self._location.exists and self._location.default:
+            self._create()
+        store, catalog = self._parts()
+        catalog.check_writable()
+        store.check_writable()
+        return store, catalog
+
+    @property
+    def location(self) -> str:
+        """Where the registry is."""
+        return str(self._location)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there already; the default location is made by the first write."""
+        return self._location.exists
+
+    def close(self) -> None:
+        """Let go of the registry; its connections never outlive a call, so this can't lose
+        anything.
+        """
+        self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Registry {self.location!r}>"
+
+    # --- taking in ---------------------------------------------------------------------------
+
+    def run(
+        self,
+        model: str,
+        *,
+        dataset: str | None = None,
+        name: str | None = None,
+        config: Mapping[str, object] | None = None,
+        batch_size: int | None = None,
+        monitor: str | None = None,
+        mode: Mode | None = None,
+    ) -> Run:
+        """Begin a training job's saves; the same name continues the run of that name.
+
+        Args:
+            monitor, mode: set what best means for the model (see `monitor`).
+            batch_size: the global one, over all devices.
+
+        Raises:
+            ConflictError: the run of that name was begun with another config or batch size.
+            ValueError: a monitor other than acc without a mode, or a mode without a monitor.
+            NotWritableError, NoSpaceError: saves would fail, so better now than after an epoch.
+        """
+        record = new_run(
+            model_name(model), optional_text(dataset, "dataset"), optional_text(name, "run"),
+            config=config, batch_size=optional_count(batch_size, "batch_size"),
+        )  # fmt: skip
+        if monitor is None and mode is not None:
+            raise ValueError("mode= says how to read monitor=; name the metric as well")
+        best = None if monitor is None else monitored(monitor, mode)
+        _, catalog = self._for_writing()
+        if record.name is not None:
+            record = continued(catalog.start_run(record), record)
+        if best is not None:
+            catalog.monitor(record.model, *best, create=True)
+        return Run(self, record)
+
+    def save(
+        self,
+        net: torch.nn.Module,
+        *,
+        model: str,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+        acc: object = None,
+        metrics: Mapping[str, object] | None = None,
+        config: Mapping[str, object] | None = None,
+        optimizer: Optimizers | None = None,
+        scheduler: Stateful | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
+        rng: bool = False,
+        batch_size: int | None = None,
+        extra: Mapping[str, object] | None = None,
+        tags: Iterable[str] = (),
+        aliases: Iterable[str] = (),
+        parent: Checkpoint | str | None = None,
+        note: str | None = None,
+    ) -> Checkpoint:
+        """Save a live model, wrapped or not, and all that a resume needs, as the next version.
+
+        The file is a plain torch file with canonical keys, readable by
+        `torch.load(weights_only=True)`.
+        On several ranks any of them may call it: rank 0 writes, the others get the same checkpoint.
+        Calls are told apart by model, dataset, epoch and step: give an epoch or a step.
+
+        Args:
+            net: the module as it trains, with its wrappers.
+            model: the model's name, e.g. "resnet50".
+            run: a `Run`, or the name of one to continue; by default one is made per process.
+            acc: a number (plain, numpy or tensor scalar) on any one scale.
+            optimizer: one optimizer, or a mapping of names to optimizers.
+            stateful: name -> anything with state_dict() (a GradScaler, a sampler).
+            rng: save the random states of this process too.
+            extra: plain values, arrays and tensors of your own.
+            parent: the checkpoint it came from; by default the run's previous one, or the one
+                resumed from.
+
+        Raises:
+            TypeError: net is no module, model no name, or something in extra has no plain form.
+            ValueError: a name breaks its grammar, or a number isn't finite.
+            NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
+            RemoteError: another rank, which writes, failed or didn't come.
+        """
+        if not hasattr(net, "state_dict") or not hasattr(net, "named_parameters"):
+            raise TypeError(
+                f"net must be a torch.nn.Module, not {type(net).__name__}: "
+                'reg.save(net, model="resnet50", …)'
+            )
+        facts = (
+            model_name(model), optional_text(dataset, "dataset"), optional_count(epoch, "epoch"),
+            optional_count(step, "step"),
+        )  # fmt: skip
+
+        def write() -> Checkpoint:
+            # Checked by the rank that writes: what it refuses is told to the others.
+            given = drafting.check(
+                model=model, dataset=dataset, epoch=epoch, step=step, acc=acc, metrics=metrics,
+                config=config, batch_size=batch_size, tags=tags, aliases=aliases, note=note,
+            )  # fmt: skip
+            job = saves.Job(
+                net=net, given=given, optimizer=optimizer, scheduler=scheduler,
+                stateful=dict(stateful or {}), rng=rng, extra=dict(extra or {}),
+            )  # fmt: skip
+            store, catalog = self._for_writing()
+            record = self._lineage.run_of(catalog, given, run)
+            before = None if parent is None else self._resolve(parent, include_removed=True).id
+            checkpoint = saves.write(
+                store, catalog, job, run=record,
+                parent=before or self._lineage.parent_of(catalog, record),
+            )  # fmt: skip
+            self._lineage.saved(record, checkpoint)
+            return checkpoint
+
+        checkpoint = saves.once(facts, write)
+        if isinstance(run, Run):
+            run.follow(checkpoint)
+        return checkpoint
+
+    def push(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        dataset: str | None = None,
+        run: str | None = None,
+        epoch: int | None = None,
+        step: int | None = None,
+        acc: object = None,
+        metrics: Mapping[str, object] | None = None,
+        keys: str | None = None,
+        strategy: str | None = None,
+        world_size: int | None = None,
+        tags: Iterable[str] = (),
+        aliases: Iterable[str] = (),
+        note: str | None = None,
+        move: bool = False,
+        progress: Progress | None = None,
+    ) -> Checkpoint:
+        """Take in a checkpoint file that exists already; what isn't said is read from the file.
+
+        A file that was pushed before with the same facts gives the same checkpoint, with its tags
+        and aliases added. A file saved by ckreg brings key style, topology, run and metrics along
+        as recorded.
+
+        Args:
+            keys: how the file's keys are wrapped, e.g. "module.", where the file can't say.
+            run: the name of a run to count it to.
+            move: unlink the file once it is committed.
+
+        Raises:
+            NotFoundError: there is no such file.
+            ContainerError: it is no checkpoint, or of a kind that can't be read; the message names
+                it.
+            DamagedError: it is empty or cut short.
+            ValueError: the file names no model and none is given, or a fact breaks its rule.
+            ConflictError: it changed while it was read.
+            NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
+        """
+        given = drafting.check(
+            model=model, dataset=dataset, epoch=epoch, step=step, acc=acc, metrics=metrics,
+            tags=tags, aliases=aliases, note=note, keys=keys, strategy=strategy,
+            world_size=world_size,
+        )  # fmt: skip
+        name = optional_text(run, "run")
+
+        return pushes.push(Path(path), given, name, self._for_writing, move=move, progress=progress)
+
+    # --- giving out --------------------------------------------------------------------------
+
+    def load(
+        self,
+        ref: Ref,
+        *,
+        into: torch.nn.Module | None = None,
+        optimizer: Optimizers | None = None,
+        scheduler: Stateful | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
+        device: str | torch.device | None = None,
+        dataset: str | None = None,
+        keys: str | None = None,
+        weights: Literal["live", "ema"] | None = None,
+        cast: Literal["widen", "narrow"] | None = None,
+        allow: Sequence[str] = (),
+        rng: bool = False,
+        verify: bool = True,
+        progress: Progress | None = None,
+    ) -> LoadResult:
+        """Load a checkpoint into a live model, wrapped or not, or as a state dict.
+
+        Keys, devices and dtypes follow the plan made from the record (`plan` shows it). All is
+        checked before the first byte of the target changes; a load that fails leaves the target as
+        it was.
+
+        Args:
+            into: the model; each tensor goes to its parameter's device. None gives `.state_dict`.
+            optimizer: state lands by parameter name; the class must be the recorded one.
+            device: where to materialise a meta model, or a state dict (default "cpu"; "recorded",
+                "auto").
+            keys: how the file's keys are wrapped, e.g. "module.", for a file that has no record.
+            weights: which, when the file holds live and averaged (ema) ones.
+            cast: "widen" lets dtypes grow, "narrow" lets them shrink while finite values stay
+                finite.
+            allow: globs over canonical keys that may be missing, unexpected or of another shape.
+            rng: restore this process's random states.
+            verify: False skips the digests, for speed on a disk that you trust.
+
+        Raises:
+            NotFoundError, AmbiguousError: the ref names none, or several.
+            RefusedLoadError: the load would be wrong; the message says what differs and what to do.
+            DamagedError: the bytes are not those that were recorded.
+        """
+        checkpoint = self._resolve(ref, dataset)
+        store, catalog = self._parts()
+        want = loads.wanted(
+            device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
+            allow=allow, rng=rng,
+        )  # fmt: skip
+        with opened(store, catalog, checkpoint, verify=verify) as file:
+            result = loads.load(
+                file,
+                loads.Objects(into, optimizer, scheduler, dict(stateful or {})),
+                want,
+                verify=verify,
+                progress=progress,
+            )
+        if optimizer is not None:
+            self._lineage.resumed(checkpoint)
+        return result
+
+    def plan(
+        self,
+        ref: Ref,
+        *,
+        into: torch.nn.Module | None = None,
+        optimizer: Optimizers | None = None,
+        scheduler: Stateful | None = None,
+        stateful: Mapping[str, Stateful] | None = None,
+        device: str | torch.device | None = None,
+        dataset: str | None = None,
+        keys: str | None = None,
+        weights: Literal["live", "ema"] | None = None,
+        cast: Literal["widen", "narrow"] | None = None,
+        allow: Sequence[str] = (),
+        rng: bool = False,
+    ) -> LoadPlan:
+        """Return what `load` with the same words would do, and why; reads no tensor data.
+
+        Without `into`, the device is taken as said: a login node may plan for a GPU that it lacks.
+
+        Raises:
+            NotFoundError, AmbiguousError, RefusedLoadError, DamagedError: as load.
+        """
+        checkpoint = self._resolve(ref, dataset)
+        store, catalog = self._parts()
+        want = loads.wanted(
+            device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
+            allow=allow, rng=rng,
+        )  # fmt: skip
+        with opened(store, catalog, checkpoint, verify=True) as file:
+            return loads.plan(
+                file, loads.Objects(into, optimizer, scheduler, dict(stateful or {})), want
+            )
+
+    def pull(
+        self,
+        ref: Ref,
+        dest: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        keys: str | None = None,
+        weights: Literal["live", "ema"] | None = None,
+        only: Literal["weights"] | None = None,
+        format: Literal["pt", "safetensors"] | None = None,
+        dataset: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write a checkpoint's file: the stored bytes, verified; or adapted to a device, to keys,
+        to a format.
+
+        Args:
+            dest: a file, or a folder to put `NAME-vN.pt` in; default the working folder.
+            device: the device tag to write, e.g. "cpu" or "cuda:0" (which need not exist here).
+            keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
+                "module.".
+            only: "weights" writes the state dict alone.
+            format: "safetensors" implies only="weights".
+            force: replace what is there.
+
+        Returns:
+            The path written, or found there with the same bytes.
+
+        Raises:
+            ConflictError: something else is there, or the path lies inside the registry's blobs.
+            NotFoundError: there is no such checkpoint, or no such folder.
+            DamagedError: the stored bytes are damaged; nothing is written.
+        """
+        adapt = pulls.adaptation(
+            device=device, keys=keys, weights=weights, only=only, format=format
+        )
+        checkpoint = self._resolve(ref, dataset)
+        store, catalog = self._parts()
+        return pulls.pull(store, catalog, checkpoint, dest, adapt, force=force, progress=progress)
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def get(self, ref: Ref, *, dataset: str | None = None) -> Checkpoint:
+        """Return the checkpoint that a ref names: `resnet50`, `resnet50@v3`, `resnet50@best`, an
+        id.
+
+        Raises:
+            NotFoundError: none; near names are in the hint.
+            AmbiguousError: several; they are listed.
+            ValueError: it is no ref.
+        """
+        return self._resolve(ref, dataset)
+
+    def best(
+        self,
+        model: str,
+        *,
+        dataset: str | None = None,
+        metric: str | None = None,
+        mode: Mode | None = None,
+        run: Run | str | None = None,
+    ) -> Checkpoint:
+        """Return the checkpoint with the best value; of equals the newest version. Missing is
+        never best.
+
+        Args:
+            dataset: "" means those that have none.
+            metric, mode: default to the model's monitor, which is acc and max until it is set.
+
+        Raises:
+            NotFoundError: no such model, or none of its checkpoints has the metric.
+            AmbiguousError: the model was trained on several datasets and none is named.
+            ValueError: a metric other than the monitor, without a mode.
+        """
+        catalog = self._parts()[1]
+        return catalog.best(
+            model_name(model),
+            dataset=of_dataset(dataset),
+            metric=metric,
+            mode=mode,
+            run=run_id(catalog, model, dataset, run),
+        )
+
+    def latest(
+        self, model: str, *, dataset: str | None = None, run: Run | str | None = None
+    ) -> Checkpoint:
+        """Return the checkpoint with the highest version.
+
+        Raises:
+            NotFoundError: no such model, or none of its checkpoints matches.
+            AmbiguousError: the model was trained on several datasets and none is named.
+        """
+        return self._parts()[1].latest(
+            model_name(model), dataset=of_dataset(dataset),
+            run=run_id(self._parts()[1], model, dataset, run),
+        )  # fmt: skip
+
+    def models(self) -> list[Model]:
+        """Return every model, by name."""
+        return self._parts()[1].models() if self.exists else []
+
+    def find(
+        self,
+        model: str | None = None,
+        *,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        where: str | None = None,
+        tags: Iterable[str] = (),
+        sort: str = "-created_at",
+        limit: int | None = None,
+        include_removed: bool = False,
+    ) -> Iterator[Checkpoint]:
+        """Iterate over the checkpoints that match, a page at a time.
+
+        Args:
+            dataset: "" means those that have none.
+            where: an expression such as 'acc > 0.9 and strategy == "ddp"'; see registry.where.
+            tags: all of these.
+            sort: any column or metric, `-` in front for the highest first; nulls last, then newest
+                version.
+
+        Raises:
+            ValueError: an expression that can't be read, or an unknown field; the place is marked.
+            NotFoundError: no such model.
+        """
+        if not self.exists:
+            return iter(())
+        catalog = self._parts()[1]
+        query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
+        return catalog.find(
+            query.model,
+            dataset=query.dataset,
+            run=query.run,
+            where=query.where,
+            tags=query.tags,
+            sort=query.sort,
+            limit=limit,
+            include_removed=include_removed,
+        )
+
+    def page(
+        self,
+        model: str | None = None,
+        *,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        where: str | None = None,
+        tags: Iterable[str] = (),
+        sort: str = "-created_at",
+        size: int = 50,
+        after: str | None = None,
+        include_removed: bool = False,
+    ) -> Page:
+        """Return one page of what `find` finds: its checkpoints, and the place where the next
+        begins.
+
+        A page begins by key and not by count, so that what is saved meanwhile moves nothing.
+
+        Args:
+            size: how many, 1 or more.
+            after: `next` of the page before.
+
+        Raises:
+            ValueError, NotFoundError: as find; also for a place that is none.
+        """
+        if not self.exists:
+            return Page((), None)
+        catalog = self._parts()[1]
+        query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
+        return catalog.page(query, size=size, after=after)
+
+    def count(
+        self,
+        model: str | None = None,
+        *,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        where: str | None = None,
+        tags: Iterable[str] = (),
+        include_removed: bool = False,
+    ) -> int:
+        """Return how many checkpoints `find` with the same words would give.
+
+        Raises:
+            ValueError, NotFoundError: as find.
+        """
+        if not self.exists:
+            return 0
+        catalog = self._parts()[1]
+        query = _query(catalog, model, dataset, run, where, tags, None, include_removed)
+        return catalog.count(
+            query.model,
+            dataset=query.dataset,
+            run=query.run,
+            where=query.where,
+            tags=query.tags,
+            include_removed=include_removed,
+        )
+
+    def signature(self, ref: Ref) -> Signature:
+        """Return the tensors of a checkpoint under their canonical keys: names, shapes, dtypes,
+        kinds.
+
+        Raises:
+            NotFoundError, AmbiguousError: as get.
+        """
+        checkpoint = self._resolve(ref, include_removed=True)
+        found = self._parts()[1].signature(checkpoint.signature)
+        assert found is not None  # a foreign key holds it
+        return found
+
+    def fits(self, net: torch.nn.Module) -> list[Checkpoint]:
+        """Return the checkpoints whose tensors are those of a live net, however either is wrapped;
+        newest first.
+
+        Raises:
+            RefusedLoadError: the net is sharded, or its keys can't be told apart.
+        """
+        from .tensors import observe
+
+        if not self.exists:
+            return []
+        return self._parts()[1].fits(observe.observe(net).signature.digest)
+
+    # --- marking -----------------------------------------------------------------------------
+
+    def record(self, ref: Ref, metrics: Mapping[str, object]) -> Checkpoint:
+        """Add metrics to a checkpoint that exists, e.g. from a later evaluation.
+
+        Raises:
+            ConflictError: a metric of that name is set to another value; metrics are never
+                overwritten.
+            ValueError, TypeError: a value is no finite number.
+        """
+        values = metrics_of(metrics)
+        if not values:
+            raise ValueError("no metric is given: reg.record(ref, {'acc': 0.93})")
+
+        def change(catalog: Catalog, id: CheckpointId) -> None:
+            for text in catalog.record(id, values, surroundings.author()).warnings:
+                warn(text)
+
+        return self._change(ref, change)
+
+    def monitor(
+        self, model: str, metric: str, mode: Mode | None = None, *, create: bool = False
+    ) -> Model:
+        """Set what best means for a model: a metric, and whether more or less of it is better.
+
+        Raises:
+            NotFoundError: no such model (unless `create`).
+            ValueError: mode is neither "max" nor "min", or isn't said of a metric other than acc.
+        """
+        name, best = model_name(model), monitored(metric, mode)
+        _, catalog = self._for_writing()
+        return catalog.monitor(name, *best, create=create)
+
+    def tag(self, ref: Ref, *tags: str) -> Checkpoint:
+        """Add tags to a checkpoint; one that it has already is no error.
+
+        Raises:
+            ValueError: a tag breaks its grammar.
+        """
+        checked = [label(t, "tag") for t in tags]
+        return self._change(
+            ref, lambda catalog, id: catalog.tag(id, checked, surroundings.author())
+        )
+
+    def untag(self, ref: Ref, *tags: str) -> Checkpoint:
+        """Take tags off a checkpoint.
+
+        Raises:
+            NotFoundError: it has no such tag.
+        """
+        checked = [label(t, "tag") for t in tags]
+        return self._change(ref, lambda catalog, id: catalog.untag(id, checked))
+
+    def alias(self, ref: Ref, name: str) -> Checkpoint | None:
+        """Point an alias of the checkpoint's model at it, and return what it pointed at before.
+
+        Raises:
+            ValueError: the name breaks its grammar, or is a word that refs use.
+        """
+        checked = label(name, "alias")
+        before: list[Checkpoint | None] = []
+        self._change(
+            ref,
+            lambda catalog, id: before.append(catalog.alias(id, checked, surroundings.author())),
+        )
+        if before[0] is not None:
+            commits.write_record(*self._parts(), before[0].id)
+        return before[0]
+
+    def unalias(self, model: str, name: str) -> Checkpoint:
+        """Remove an alias, and return the checkpoint that it pointed at.
+
+        Raises:
+            NotFoundError: the model has no such alias.
+        """
+        store, catalog = self._for_writing()
+        before = catalog.unalias(model_name(model), label(name, "alias"), surroundings.author())
+        commits.write_record(store, catalog, before.id)
+        return before
+
+    def remove(self, ref: Ref, *, force: bool = False) -> Checkpoint:
+        """Remove a checkpoint from every answer; its bytes stay until gc, and `restore` brings it
+        back.
+
+        Raises:
+            ConflictError: an alias points at it (unless `force`, which takes the alias away).
+        """
+        return self._change(
+            ref, lambda catalog, id: catalog.remove(id, force=force, author=surroundings.author())
+        )
+
+    def restore(self, ref: Ref) -> Checkpoint:
+        """Bring back a removed checkpoint, under its old version.
+
+        Raises:
+            NotFoundError: none of that version or id was removed.
+            ConflictError: its twin was pushed anew meanwhile.
+        """
+        return self._change(ref, lambda catalog, id: catalog.restore(id), include_removed=True)
+
+    # --- the registry itself -----------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Return what this registry is and holds: location, store, schema, counts, bytes."""
+        store, catalog = self._parts()
+        models = catalog.models()
+        live = sum(m.checkpoints for m in models)
+        blobs, size_bytes = catalog.stored()
+        return {
+            "format": FORMAT,
+            "location": self.location,
+            "store": store.id,
+            "schema": self._database().revision(),
+            "models": len(models),
+            "checkpoints": live,
+            "removed": catalog.count(include_removed=True) - live,
+            "blobs": blobs,
+            "size_bytes": size_bytes,
+            "free_bytes": shutil.disk_usage(self.location).free,
+        }
+
+    def migrate(self) -> Upgrade:
+        """Bring the schema to this ckreg's; the database is copied aside first.
+
+        Raises:
+            SchemaVersionError: it was made by a newer ckreg.
+            NotWritableError, NoSpaceError, BusyError: it can't be done; nothing has changed.
+        """
+        self._parts()
+        return self._database().upgrade()
+
+    def _database(self) -> Database:
+        return Database(self._location.folder / location.DATABASE)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _resolve(
+        self, ref: Ref, dataset: str | None = None, *, include_removed: bool = False
+    ) -> Checkpoint:
+        catalog = self._parts()[1]
+        if isinstance(ref, Checkpoint):
+            return catalog.by_id(ref.id, include_removed=include_removed)
+        if not isinstance(ref, str):
+            raise TypeError(f"a ref is text such as 'resnet50@best', not {type(ref).__name__}")
+        return catalog.get(
+            refs.parse(ref),
+            dataset=of_dataset(dataset),
+            include_removed=include_removed,
+        )
+
+    def _change(
+        self,
+        ref: Ref,
+        change: Callable[[Catalog, CheckpointId], object],
+        *,
+        include_removed: bool = False,
+    ) -> Checkpoint:
+        """Change one checkpoint, write its record anew, and return it as it is now."""
+        store, catalog = self._for_writing()
+        id = self._resolve(ref, include_removed=include_removed).id
+        change(catalog, id)
+        commits.write_record(store, catalog, id)
+        return catalog.by_id(id, include_removed=True)
+
+
+def _query(
+    catalog: Catalog,
+    model: str | None,
+    dataset: str | None,
+    run: Run | str | None,
+    where: str | None,
+    tags: Iterable[str],
+    sort: str | None,
+    include_removed: bool,
+) -> Query:
+    """Return what a list asks for, every word checked."""
+    name = None if model is None else model_name(model)
+    return Query(
+        name,
+        of_dataset(dataset),
+        run_id(catalog, name, dataset, run),
+        None if where is None else where_.parse(where),
+        tuple(label(t, "tag") for t in tags),
+        sort or "-created_at",
+        include_removed,
+    )
