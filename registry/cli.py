@@ -1,0 +1,239 @@
+"""The command line: the commands together, and how errors, signals and closed pipes end them.
+
+Law: an expected error is one message, a hint and its own exit code, never a traceback. `main` is
+the process; `run` is one command in any process. Knows no command's inside.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final, NoReturn, TextIO
+
+import click
+
+from . import __version__
+from .commands import files, looking, marking, place, shell
+from .commands.session import Session, registry_option
+from .errors import CkregError, CkregWarning
+from .formatting import visible
+
+EXIT_CODES: Final = {
+    0: "done",
+    1: "anything else that went wrong",
+    2: "usage: a wrong option, name, number or expression",
+    3: "not found: no such model, ref, file or registry",
+    4: "ambiguous: several checkpoints answer",
+    5: "conflict: it exists, or disagrees with what exists",
+    6: "damaged: bytes that are not what was recorded, cut short or empty",
+    7: "refused load: it would have been wrong, or the file is no usable checkpoint",
+    8: "schema version: the registry is newer or older than this ckreg",
+    9: "busy: somebody else holds what is needed",
+    10: "untrusted content: the file asks for code, or breaks a safety limit",
+    11: "no space: the disk or the quota is full",
+    12: "remote: a server or another rank is unreachable, or refused",
+    13: "read-only, or no permission",
+    130: "interrupted",
+    143: "terminated",
+}
+"""What ckreg exits with; scripts branch on these, so that a code never changes its meaning."""
+
+_INTERRUPTED: Final = 130
+_TERMINATED: Final = 143
+_BROKEN_PIPE: Final = 141  # as a program that SIGPIPE ended: nobody reads on, nothing is wrong
+
+
+class _Group(click.Group):
+    """The commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"no such command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"ckreg {__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@registry_option
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Print the version.",
+)  # fmt: skip
+@click.pass_context
+def ckreg(context: click.Context) -> None:
+    """A registry for PyTorch checkpoints whose loads never guess.
+
+    Every command takes -h, -r LOCATION, and where it answers with data, --json.
+
+    \b
+    Example:
+      ckreg demo
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (
+    place.init, files.push, files.pull,
+    looking.list_, looking.models, looking.best, looking.show, looking.plan,
+    marking.record, marking.monitor, marking.tag, marking.alias, marking.rm, marking.restore,
+    place.migrate, place.info, shell.demo, shell.completion,
+):  # fmt: skip
+    ckreg.add_command(_command)
+
+
+# --- one command, any process --------------------------------------------------------------------
+
+
+def run(args: Sequence[str], *, terminal: bool | None = None) -> int:
+    """Run one command and return its exit code; expected errors are printed, never raised.
+
+    Args:
+        args: the words after `ckreg`.
+        terminal: print as to a terminal, or as to a pipe; None looks at stdout.
+    """
+    as_json = "--json" in args
+    with _warnings(as_json):
+        try:
+            with ckreg.make_context("ckreg", [*args], obj=Session(terminal=terminal)) as context:
+                ckreg.invoke(context)
+            sys.stdout.flush()
+        except click.exceptions.Exit as leave:
+            return leave.exit_code
+        except click.exceptions.Abort as error:
+            # click makes one of both: Ctrl-C at a question, and the answer no
+            return _interrupted() if isinstance(error.__context__, KeyboardInterrupt) else 1
+        except click.UsageError as error:
+            message = error.format_message().rstrip(".")
+            where = error.ctx.command_path if error.ctx is not None else "ckreg"
+            return _fail("UsageError", 2, _lower(message), f"see: {where} -h", as_json)
+        except click.ClickException as error:
+            return _fail("UsageError", 2, _lower(error.format_message()), None, as_json)
+        except CkregError as error:
+            return _fail(type(error).__name__, error.exit_code, error.message, error.hint, as_json)
+        except (ValueError, TypeError) as error:
+            if sys.flags.dev_mode:  # python -X dev -m registry …: a developer wants the place
+                raise
+            message, _, hint = str(error).partition("\nhint: ")
+            return _fail(type(error).__name__, 2, message, hint or None, as_json)
+        except BrokenPipeError:
+            # Python flushes stdout once more as it leaves; that must not fail again
+            _stop_writing()
+            return _BROKEN_PIPE
+        except OSError as error:
+            code = 11 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
+            return _fail(type(error).__name__, code, str(error), None, as_json)
+        except KeyboardInterrupt:
+            return _interrupted()
+    return 0
+
+
+def _interrupted() -> int:
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")  # the shell's prompt goes on a line of its own
+    return _INTERRUPTED
+
+
+def _fail(kind: str, code: int, message: str, hint: str | None, as_json: bool) -> int:
+    _say("error: ", kind, code, message, hint, as_json)
+    return code
+
+
+def _say(label: str, kind: str, code: int, message: str, hint: str | None, as_json: bool) -> None:
+    if as_json:
+        document = {"type": kind, "exit_code": code, "message": message, "hint": hint}
+        text = json.dumps(document)
+    else:
+        text = _block(label, message)
+        if hint:
+            text += "\n" + _block("hint:  ", hint)
+    sys.stderr.write(text + "\n")
+
+
+def _block(label: str, text: str) -> str:
+    lines = visible(text, lines=True).splitlines() or [""]
+    return "\n".join((label if i == 0 else " " * len(label)) + line for i, line in enumerate(lines))
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+@contextmanager
+def _warnings(as_json: bool) -> Iterator[None]:
+    """Show ckreg's own warnings as the command line speaks, all of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CkregWarning)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, CkregWarning):
+                _say("warning: ", type(message).__name__, 0, str(message), None, as_json)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
+def _stop_writing() -> None:
+    with suppress(OSError, ValueError):  # stdout is no file: nothing will be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    # As an exception, so that what is half-written is cleaned up on the way out; and a second
+    # signal on that way must not end the process by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(_TERMINATED)
+
+
+def main() -> NoReturn:
+    """Be the process `ckreg`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # an ASCII terminal shows an ellipsis as \u2026, and goes on
+            stream.reconfigure(errors="backslashreplace")
+    if "_CKREG_COMPLETE" in os.environ:
+        ckreg.main(prog_name="ckreg", complete_var="_CKREG_COMPLETE")
+    code = run(sys.argv[1:])
+    if code == _INTERRUPTED:
+        # a second Ctrl-C on the way out would end the process by the signal, and not by its code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

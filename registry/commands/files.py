@@ -1,0 +1,150 @@
+"""Commands that move files in and out: push, pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ..topology import STRATEGIES
+from .session import (
+    Session,
+    answers,
+    assignments,
+    dataset_option,
+    json_option,
+    ref_argument,
+    registry_option,
+    takes_session,
+)
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--model", metavar="NAME", help="The model's name.")
+@click.option("--dataset", metavar="NAME", help="What it was trained on.")
+@click.option("--run", metavar="NAME", help="The training job; the same name continues it.")
+@click.option("--epoch", type=int, metavar="N")
+@click.option("--step", type=int, metavar="N")
+@click.option("--acc", type=float, metavar="X", help="Accuracy, on the scale that you use.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=assignments,
+    help="Another metric; repeatable.",
+)
+@click.option("--keys", metavar="STYLE", help="How the file's keys are wrapped: '', module., …")
+@click.option(
+    "--strategy", type=click.Choice(STRATEGIES), metavar="NAME", help=", ".join(STRATEGIES) + "."
+)
+@click.option("--world-size", type=int, metavar="N", help="The processes that trained it.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Repeatable.")
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Repeatable; moves here.")
+@click.option("--note", metavar="TEXT")
+@click.option("--move", is_flag=True, help="Remove FILE once its bytes are recorded.")
+@answers
+def push(
+    session: Session,
+    file: Path,
+    *,
+    model: str | None,
+    dataset: str | None,
+    run: str | None,
+    epoch: int | None,
+    step: int | None,
+    acc: float | None,
+    metrics: dict[str, float],
+    keys: str | None,
+    strategy: str | None,
+    world_size: int | None,
+    tags: tuple[str, ...],
+    aliases: tuple[str, ...],
+    note: str | None,
+    move: bool,
+) -> None:
+    """Record a checkpoint file; what isn't said is read from it.
+
+    \b
+    Example:
+      ckreg push resnet50-best.pth --dataset cifar10 --metric val/loss=0.21
+    """
+    out = session.out
+    with session.open() as reg, out.progress(f"push {file.name}") as progress:
+        ckpt = reg.push(
+            file,
+            model=model,
+            dataset=dataset,
+            run=run,
+            epoch=epoch,
+            step=step,
+            acc=acc,
+            metrics=metrics,
+            keys=keys,
+            strategy=strategy,
+            world_size=world_size,
+            tags=tags,
+            aliases=aliases,
+            note=note,
+            move=move,
+            progress=progress,
+        )
+    out.written(reg.location, ckpt)
+
+
+@click.command()
+@ref_argument
+@click.argument("dest", type=FILE, required=False)
+@click.option("-o", "--output", type=FILE, metavar="DEST", help="The same as DEST.")
+@click.option("--device", metavar="NAME", help="Tag the tensors for cpu, cuda:1, …")
+@click.option("--keys", metavar="STYLE", help="Write keys plain, recorded, or as module., …")
+@click.option("--only", type=click.Choice(["weights"]), help="The state dict and nothing else.")
+@click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
+@click.option("--format", type=click.Choice(["pt", "safetensors"]), help="Default: as stored.")
+@dataset_option
+@click.option("--force", is_flag=True, help="Replace another file at DEST.")
+@json_option
+@registry_option
+@takes_session
+def pull(
+    session: Session,
+    ref: str,
+    dest: Path | None,
+    *,
+    output: Path | None,
+    device: str | None,
+    keys: str | None,
+    only: Literal["weights"] | None,
+    weights: Literal["live", "ema"] | None,
+    format: Literal["pt", "safetensors"] | None,
+    dataset: str | None,
+    force: bool,
+) -> None:
+    """Write a checkpoint to a file, as stored or adapted.
+
+    \b
+    Example:
+      ckreg pull resnet50@best --device cpu --keys plain -o model.pt
+    """
+    if dest is not None and output not in (None, dest):
+        raise click.UsageError(f"two places are named: {str(dest)!r} and {str(output)!r}")
+    out = session.out
+    with session.open() as reg:
+        with out.progress(f"pull {ref}") as progress:
+            path = reg.pull(
+                ref,
+                dest if dest is not None else output,
+                device=device,
+                keys=keys,
+                only=only,
+                weights=weights,
+                format=format,
+                dataset=dataset,
+                force=force,
+                progress=progress,
+            )
+        out.path(path)

@@ -1,0 +1,187 @@
+"""Commands that only read: list, models, best, show, plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from .. import pages
+from ..errors import NotFoundError
+from ..records import Checkpoint, Mode
+from .session import (
+    Session,
+    answers,
+    complete_model,
+    dataset_option,
+    ref_argument,
+)
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+MODEL = click.argument("model", metavar="MODEL", shell_complete=complete_model)
+RUN = click.option("--run", metavar="NAME", help="Of this training job.")
+DATASET = click.option("--dataset", metavar="NAME", help="Trained on this.")
+
+
+@click.command("list")
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@click.option("--where", metavar="EXPR", help="""E.g. 'acc > 0.9 and strategy == "ddp"'.""")
+@DATASET
+@RUN
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="With this tag; repeatable.")
+@click.option(
+    "--sort",
+    metavar="FIELD",
+    default="-created_at",
+    help="Any column or metric; a '-' in front puts the highest first. Default: newest first.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=50,
+    metavar="N",
+    help="How many; 0 is all. Default: 50.",
+)
+@click.option("--after", metavar="PLACE", help="The page after: `next` of the --json answer.")
+@click.option("--removed", is_flag=True, help="Removed ones too.")
+@answers
+def list_(
+    session: Session,
+    model: str | None,
+    *,
+    where: str | None,
+    dataset: str | None,
+    run: str | None,
+    tags: tuple[str, ...],
+    sort: str,
+    limit: int,
+    after: str | None,
+    removed: bool,
+) -> None:
+    """List checkpoints, newest first.
+
+    In a pipe: a line each, tab-separated, without a header. WRAPPED is how the live model's keys
+    were wrapped; a '?' there marks what was inferred from a file, not recorded.
+
+    \b
+    Example:
+      ckreg list resnet50 --where 'acc > 0.9' --sort -acc
+    """
+    with session.open() as reg:
+        asked: Any = {
+            "dataset": dataset, "run": run, "where": where, "tags": tags,
+            "include_removed": removed,
+        }  # fmt: skip
+        if limit:
+            page = reg.page(model, sort=sort, size=limit, after=after, **asked)
+            found, next_ = iter(page.checkpoints), page.next
+        elif after is None:
+            found, next_ = reg.find(model, sort=sort, **asked), None
+        else:
+            raise click.UsageError("--after names a page's place: give --limit as well")
+        session.out.checkpoints(
+            found,
+            next=next_,
+            total=lambda: reg.count(model, **asked),
+            removed=removed,
+            sort=sort,
+        )
+
+
+@click.command()
+@answers
+def models(session: Session) -> None:
+    """List the models: versions, datasets, and what best means.
+
+    \b
+    Example:
+      ckreg models
+    """
+    with session.open() as reg:
+        session.out.models(reg.models())
+
+
+@click.command()
+@MODEL
+@DATASET
+@click.option("--metric", metavar="NAME", help="Default: the model's monitor, acc until it is set.")
+@click.option("--mode", type=click.Choice(["max", "min"]), help="Whether more or less is better.")
+@RUN
+@answers
+def best(
+    session: Session,
+    model: str,
+    *,
+    dataset: str | None,
+    metric: str | None,
+    mode: Mode | None,
+    run: str | None,
+) -> None:
+    """Show a model's best checkpoint.
+
+    \b
+    Example:
+      ckreg best resnet50 --dataset cifar10
+    """
+    with session.open() as reg:
+        ckpt = reg.best(model, dataset=dataset, metric=metric, mode=mode, run=run)
+        if metric is None or mode is None:
+            monitor = next(m for m in reg.models() if m.name == ckpt.model)
+            metric, mode = metric or monitor.metric, mode or monitor.mode
+    session.out.page(pages.best(ckpt, metric, mode), ckpt.to_dict())
+
+
+@click.command()
+@ref_argument
+@dataset_option
+@answers
+def show(session: Session, ref: str, *, dataset: str | None) -> None:
+    """Show everything that is recorded of a checkpoint.
+
+    \b
+    Example:
+      ckreg show resnet50@v12
+    """
+    with session.open() as reg:
+        ckpt = reg.get(ref, dataset=dataset)
+        page = pages.checkpoint(ckpt, reg.signature(ckpt), parent=_parent(reg, ckpt))
+    session.out.page(page, ckpt.to_dict())
+
+
+def _parent(reg: Registry, ckpt: Checkpoint) -> str | None:
+    """Return the ref of the checkpoint that one continues; the id where it isn't known here."""
+    if ckpt.parent is None:
+        return None
+    try:
+        return reg.get(ckpt.parent).ref
+    except NotFoundError:
+        return f"{ckpt.parent} (removed, or of another registry)"
+
+
+@click.command()
+@ref_argument
+@dataset_option
+@click.option("--device", metavar="NAME", help="Where to, e.g. cpu or cuda:1; need not be here.")
+@click.option("--keys", metavar="STYLE", help="How the file's keys are wrapped, if it can't say.")
+@click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
+@answers
+def plan(
+    session: Session,
+    ref: str,
+    *,
+    dataset: str | None,
+    device: str | None,
+    keys: str | None,
+    weights: Literal["live", "ema"] | None,
+) -> None:
+    """Show how a load would go, why, and the same by hand in Python.
+
+    \b
+    Example:
+      ckreg plan resnet50@best --device cpu
+    """
+    with session.open() as reg:
+        made = reg.plan(ref, dataset=dataset, device=device, keys=keys, weights=weights)
+    session.out.text(str(made), made.to_dict(), made.ref)

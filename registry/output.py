@@ -1,0 +1,359 @@
+"""The one sink that a command answers to: table, tab-separated fields, JSON, or refs alone.
+
+Law: stdout is the answer and nothing else; progress, hints, totals and the registry's name go to
+stderr. A terminal gets an aligned table with a header; a pipe gets one line a record, whole values
+separated by tabs, no header. Nothing from a file or a database reaches a terminal raw. Knows no
+command and no query.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
+
+from .formatting import age, cut, field, flat, number, pad, size, visible, width
+from .pages import Page
+from .records import Checkpoint, Model
+from .values import FORMAT, time_text
+from .where import COLUMNS as SORTS
+
+if TYPE_CHECKING:
+    from .schema import Upgrade
+
+Form = Literal["table", "tabs", "json", "refs"]
+
+_MEASURED: Final = 200  # rows that set a table's widths; a longer list streams on with those
+_LEAST: Final = 8  # columns that a shortened cell keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a list.
+
+    Attributes:
+        shown: the cell of the terminal's table.
+        value: the whole value, for the tab-separated form.
+        gives: may be shortened on a narrow terminal; a ref never is, because it gets pasted.
+    """
+
+    name: str
+    shown: Callable[[Any], str]
+    value: Callable[[Any], object]
+    right: bool = False
+    gives: bool = False
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _wrapped(ckpt: Checkpoint) -> str:
+    if ckpt.provenance.key_style == "unknown":
+        return "?"
+    mark = "?" if ckpt.provenance.key_style == "inferred" else ""
+    return f"{ckpt.key_style}{mark}" if ckpt.key_style else "-"
+
+
+CHECKPOINT_COLUMNS: Final = (
+    Column("REF", lambda c: c.ref, lambda c: c.ref),
+    Column("DATASET", lambda c: _or_dash(c.dataset), lambda c: c.dataset, gives=True),
+    Column("EPOCH", lambda c: _or_dash(c.epoch), lambda c: c.epoch, right=True),
+    Column("ACC", lambda c: number(c.acc), lambda c: c.acc, right=True),
+    Column("WRAPPED", _wrapped, lambda c: c.key_style, gives=True),
+    Column("TOPOLOGY", lambda c: c.topology.short(), lambda c: c.topology.short(), gives=True),
+    Column("SIZE", lambda c: size(c.size_bytes), lambda c: c.size_bytes, right=True),
+    Column("AGE", lambda c: age(c.created_at), lambda c: time_text(c.created_at), right=True),
+)
+
+REMOVED_COLUMN: Final = Column(
+    "REMOVED",
+    lambda c: age(c.removed_at) if c.removed_at else "-",
+    lambda c: time_text(c.removed_at) if c.removed_at else None,
+    right=True,
+)
+
+MODEL_COLUMNS: Final = (
+    Column("MODEL", lambda m: m.name, lambda m: m.name),
+    Column("VERSIONS", lambda m: str(m.versions), lambda m: m.versions, right=True),
+    Column("LIVE", lambda m: str(m.checkpoints), lambda m: m.checkpoints, right=True),
+    Column(
+        "DATASETS",
+        lambda m: ", ".join(d or "-" for d in m.datasets) or "-",
+        lambda m: ",".join(d or "" for d in m.datasets),
+        gives=True,
+    ),
+    Column("BEST BY", lambda m: f"{m.metric} {m.mode}", lambda m: f"{m.metric} {m.mode}"),
+)
+
+
+def _metric_columns(sort: str) -> list[Column]:
+    """Return the column of the metric that a list is sorted by, if it is one beside acc."""
+    name = sort.removeprefix("-")
+    if name == "acc" or name in SORTS:
+        return []
+    name = name.removeprefix("metrics.").strip('"')
+    return [
+        Column(
+            name.upper(),
+            lambda c: number(c.metrics.get(name)),
+            lambda c: c.metrics.get(name),
+            right=True,
+        )
+    ]
+
+
+class Output:
+    """Where one command's answer goes, and in which form."""
+
+    def __init__(
+        self, stdout: TextIO, stderr: TextIO, *, form: Form = "table", columns: int | None = None
+    ) -> None:
+        self._stdout = stdout
+        self._stderr = stderr
+        self._form: Form = form
+        self._columns = columns or shutil.get_terminal_size((100, 24)).columns
+
+    # --- stdout ---------------------------------------------------------------------------------
+
+    def checkpoints(
+        self,
+        found: Iterable[Checkpoint],
+        *,
+        next: str | None = None,
+        total: Callable[[], int],
+        removed: bool = False,
+        sort: str = "-created_at",
+    ) -> None:
+        """Print a list of checkpoints as they come, and on stderr the total when it was cut.
+
+        Args:
+            next: where the list goes on, or None where it is whole.
+            total: counts all of them; called only when the list was cut.
+            removed: show when each was removed.
+            sort: what they are sorted by; a metric gets a column of its own.
+        """
+        printed = 0
+
+        def counted() -> Iterator[Checkpoint]:
+            nonlocal printed
+            for ckpt in found:
+                printed += 1
+                yield ckpt
+
+        if self._form == "json":
+            self._stdout.write(f'{{"format": {FORMAT}, "checkpoints": [')
+            for ckpt in counted():
+                self._stdout.write(("\n" if printed == 1 else ",\n") + _json(ckpt.to_dict()))
+            self._stdout.write(f'\n], "next": {_json(next)}}}\n')
+        else:
+            columns = [*CHECKPOINT_COLUMNS]
+            columns[4:4] = _metric_columns(sort)
+            if removed:
+                columns.append(REMOVED_COLUMN)
+            self._rows(counted(), columns, lambda c: c.ref)
+        if next is not None:
+            self.note(f"{printed:,} of {total():,} shown; all of them: --limit 0")
+        elif not printed:
+            self.note("no checkpoints")
+
+    def models(self, models: Sequence[Model]) -> None:
+        """Print the models with their counts and what best means for each."""
+        if self._form == "json":
+            self._document({"models": [_model(m) for m in models]})
+            return
+        self._rows(models, MODEL_COLUMNS, lambda m: m.name)
+        if not models:
+            self.note("no models yet; the first: ckreg push FILE --model NAME")
+
+    def page(self, page: Page, document: Mapping[str, object]) -> None:
+        """Print one thing: its page, its fields one a line, its JSON document, or its ref."""
+        if self._form == "json":
+            self._stdout.write(_json(document, indent=2) + "\n")
+        elif self._form == "refs":
+            self._line(page.title)
+        elif self._form == "tabs":
+            for name, text in flat(document):
+                self._stdout.write(f"{name}\t{text}\n")
+        else:
+            self._stdout.write(page.render())
+
+    def text(self, text: str, document: Mapping[str, object], ref: str) -> None:
+        """Print plain words of several lines; the same in a terminal and in a pipe."""
+        if self._form == "json":
+            self._stdout.write(_json(document, indent=2) + "\n")
+        elif self._form == "refs":
+            self._line(ref)
+        else:
+            self._stdout.write(visible(text, lines=True).rstrip("\n") + "\n")
+
+    def refs(self, checkpoints: Collection[Checkpoint]) -> None:
+        """Print refs, one a line: in a pipe, in a terminal and with -q alike."""
+        if self._form == "json":
+            plain = [c.to_dict() for c in checkpoints]
+            self._document({"checkpoints": plain, "next": None})
+        else:
+            for ckpt in checkpoints:
+                self._line(ckpt.ref)
+
+    def written(self, location: str, ckpt: Checkpoint) -> None:
+        """Print the ref of what was written, so that `$(ckreg push …)` is one; where, on stderr."""
+        if self._form == "json":
+            self._stdout.write(_json(ckpt.to_dict(), indent=2) + "\n")
+        else:
+            self._line(ckpt.ref)
+        self.registry(location)
+
+    def path(self, path: Path | str, facts: Mapping[str, object] | None = None) -> None:
+        """Print a path, whole: it is there to be pasted or piped."""
+        if self._form == "json":
+            self._document({"path": str(path), **(facts or {})})
+        else:
+            self._line(str(path))
+
+    def upgraded(self, location: str, done: Upgrade) -> None:
+        """Print the revision that a registry is at, and say what was done to get there."""
+        if self._form == "json":
+            self._document(
+                {
+                    "before": done.before,
+                    "after": done.after,
+                    "backup": None if done.backup is None else str(done.backup),
+                }
+            )
+        else:
+            self._line(done.after)
+        if done.before == done.after:
+            self.note(f"{location} is current")
+        else:
+            self.note(f"{location} was at {done.before}; its database as it was: {done.backup}")
+
+    # --- stderr ---------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Say something beside the answer."""
+        self._stderr.write(visible(text, lines=True) + "\n")
+
+    def registry(self, location: str) -> None:
+        """Name the registry that was written to: a write to the wrong one is seen at once."""
+        self.note(f"registry: {location}")
+
+    def progress(self, label: str) -> Progress:
+        """Return a progress bar for one piece of work; silent where stderr is no terminal."""
+        return Progress(self._stderr, label, live=self._stderr.isatty())
+
+    # --- forms ----------------------------------------------------------------------------------
+
+    def _line(self, text: str) -> None:
+        self._stdout.write(visible(text) + "\n")
+
+    def _document(self, fields: Mapping[str, object]) -> None:
+        self._stdout.write(_json({"format": FORMAT, **fields}, indent=2) + "\n")
+
+    def _rows(
+        self, items: Iterable[Any], columns: Sequence[Column], ref: Callable[[Any], str]
+    ) -> None:
+        if self._form == "refs":
+            for item in items:
+                self._line(ref(item))
+        elif self._form == "tabs":
+            for item in items:
+                self._stdout.write("\t".join(field(c.value(item)) for c in columns) + "\n")
+        else:
+            rows = ([visible(c.shown(item)) for c in columns] for item in items)
+            first = list(itertools.islice(rows, _MEASURED))
+            if not first:
+                return
+            widths = _fit(columns, first, self._columns)
+            for row in itertools.chain([[c.name for c in columns]], first, rows):
+                cells = [
+                    pad(cut(text, w) if c.gives else text, w, right=c.right)
+                    for text, w, c in zip(row, widths, columns, strict=True)
+                ]
+                self._stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
+    """Return column widths; the widest that may give is shortened until a row fits."""
+    widths = [max(width(c.name), *(width(r[i]) for r in rows)) for i, c in enumerate(columns)]
+    while sum(widths) + 2 * (len(widths) - 1) > available:
+        giving = [i for i, c in enumerate(columns) if c.gives and widths[i] > _LEAST]
+        if not giving:
+            break
+        widths[max(giving, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _json(value: object, *, indent: int | None = None) -> str:
+    # ASCII only, so that every control character is an escape
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def _model(model: Model) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "versions": model.versions,
+        "checkpoints": model.checkpoints,
+        "datasets": list(model.datasets),
+        "metric": model.metric,
+        "mode": model.mode,
+        "created_at": time_text(model.created_at),
+    }
+
+
+class Progress:
+    """One line on a terminal that says how far a slow piece of work is; gone when it is done.
+
+    It shows nothing in the first second: most work is over by then. Called with (done, total) in
+    bytes.
+    """
+
+    _FIRST_S: Final = 1.0
+    _EVERY_S: Final = 0.1
+    _BAR: Final = 24
+
+    def __init__(
+        self,
+        stream: TextIO,
+        label: str,
+        *,
+        live: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._label = visible(label)
+        self._live = live
+        self._clock = clock
+        self._began = clock()
+        self._drawn: float | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._drawn is not None:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def __call__(self, done: int, total: int) -> None:
+        at = self._clock()
+        since = self._began + self._FIRST_S - self._EVERY_S if self._drawn is None else self._drawn
+        if not self._live or at - since < self._EVERY_S:
+            return
+        self._drawn = at
+        part = min(done / total, 1.0) if total else 1.0
+        bar = "#" * round(part * self._BAR)
+        amounts = f"{size(done)} of {size(total)}, {size(round(done / (at - self._began)))}/s"
+        self._stream.write(f"\r{self._label} [{bar:<{self._BAR}}] {part:4.0%} {amounts}\x1b[K")
+        self._stream.flush()

@@ -1,0 +1,316 @@
+"""What a terminal shows of one thing: sections of names and values, each worth reading.
+
+Law: a page says where a fact comes from (recorded, inferred, unknown) and never shows a blank as
+a value. Pure: records in, text out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from . import keys
+from .formatting import clock, count, listed, number, pad, size, visible, width
+from .records import Checkpoint
+from .signature import Signature
+from .topology import Device, Topology
+
+Row = tuple[str, str]
+
+_NAMES: Final = 14  # columns of a page's names; longer ones push their value on
+_MOST: Final = 12  # rows of one kind before the rest becomes a count
+
+_STRATEGIES: Final = {
+    "single": "one process, one device",
+    "dp": "DataParallel",
+    "ddp": "DistributedDataParallel",
+    "fsdp1": "FSDP1",
+    "fsdp2": "FSDP2",
+    "tp": "tensor parallel",
+    "hsdp": "hybrid sharded FSDP",
+    "deepspeed": "DeepSpeed",
+}
+
+_CONTAINERS: Final = {
+    "torch-zip": "torch file (zip)",
+    "torch-legacy": "torch file (legacy, before 1.6)",
+    "safetensors": "safetensors",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A title and sections of rows; sections without rows are left out."""
+
+    title: str
+    summary: str = ""
+    sections: tuple[tuple[str, tuple[Row, ...]], ...] = ()
+
+    def render(self) -> str:
+        """Return the page as text for a terminal, everything foreign in it escaped."""
+        lines = [visible("  ".join(filter(None, (self.title, self.summary))))]
+        for heading, rows in self.sections:
+            if not rows:
+                continue
+            lines += ["", heading]
+            names = max(_NAMES, *(width(visible(n)) for n, _ in rows if width(n) <= 24))
+            lines += [f"  {pad(visible(n), names)}  {visible(v)}".rstrip() for n, v in rows]
+        return "\n".join(lines) + "\n"
+
+
+def _known(*rows: tuple[str, object]) -> tuple[Row, ...]:
+    return tuple((name, str(value)) for name, value in rows if value not in (None, "", ()))
+
+
+def checkpoint(
+    ckpt: Checkpoint, signature: Signature | None = None, *, parent: str | None = None
+) -> Page:
+    """Return everything that is recorded of a checkpoint.
+
+    Args:
+        signature: of its canonical keys, to show examples of.
+        parent: the ref of the checkpoint that it continues.
+    """
+    return Page(
+        ckpt.ref,
+        _summary(ckpt),
+        (
+            ("facts", _facts(ckpt)),
+            ("saved on", _topology(ckpt.topology, ckpt.provenance.topology)),
+            ("keys", _keys(ckpt, _examples(ckpt, signature))),
+            ("file" if len(ckpt.files) == 1 else "files", _files(ckpt)),
+            ("lineage", _lineage(ckpt, parent)),
+        ),
+    )
+
+
+def best(ckpt: Checkpoint, metric: str, mode: str) -> Page:
+    """Return what matters of the best checkpoint, and the commands that use it."""
+    return Page(
+        ckpt.ref,
+        f"best by {metric} ({mode}): {_whole(ckpt.metrics.get(metric))}",
+        (
+            (
+                "facts",
+                _known(
+                    ("dataset", ckpt.dataset),
+                    ("epoch", ckpt.epoch),
+                    ("metrics", _metrics(ckpt.metrics)),
+                    ("run", _run(ckpt)),
+                    ("saved on", _short(ckpt)),
+                    ("wrapped", _style(ckpt)),
+                    ("size", size(ckpt.size_bytes)),
+                    ("created", clock(ckpt.created_at)),
+                    ("tags", ", ".join(ckpt.tags)),
+                    ("aliases", ", ".join(ckpt.aliases)),
+                ),
+            ),
+            (
+                "use it",
+                (
+                    ("in Python", f'reg.load("{ckpt.ref}", into=net)'),
+                    ("on this CPU", f"ckreg plan {ckpt.ref} --device cpu"),
+                    ("as a file", f"ckreg pull {ckpt.ref}"),
+                ),
+            ),
+        ),
+    )
+
+
+def info(found: Mapping[str, Any]) -> Page:
+    """Return a registry at a glance, as `Registry.info` gives it."""
+    gone = f", {found['removed']:,} removed" if found["removed"] else ""
+    bytes_ = f"{size(found['size_bytes'])} in {count(found['blobs'], 'blob')}"
+    return Page(
+        found["location"],
+        "",
+        (
+            (
+                "holds",
+                (
+                    ("models", f"{found['models']:,}"),
+                    ("checkpoints", f"{found['checkpoints']:,}{gone}"),
+                    ("bytes", bytes_),
+                ),
+            ),
+            (
+                "place",
+                (
+                    ("free", size(found["free_bytes"])),
+                    ("schema", found["schema"]),
+                    ("store", found["store"]),
+                ),
+            ),
+        ),
+    )
+
+
+def _summary(ckpt: Checkpoint) -> str:
+    facts = [
+        ckpt.dataset,
+        None if ckpt.epoch is None else f"epoch {ckpt.epoch}",
+        None if ckpt.acc is None else f"acc {number(ckpt.acc)}",
+        "REMOVED" if ckpt.removed_at else None,
+    ]
+    return " · ".join(f for f in facts if f)
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else repr(value)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return listed((f"{name} {number(value)}" for name, value in metrics.items()), _MOST)
+
+
+def _run(ckpt: Checkpoint) -> str | None:
+    if ckpt.run is None:
+        return None
+    return f"{ckpt.run.name} ({ckpt.run.id[:8]})" if ckpt.run.name else ckpt.run.id[:8]
+
+
+def _short(ckpt: Checkpoint) -> str:
+    short = ckpt.topology.short()
+    return "unknown" if short == "-" else short
+
+
+def _style(ckpt: Checkpoint) -> str:
+    source = ckpt.provenance.key_style
+    if source == "unknown":
+        return "unknown"
+    style = f"'{ckpt.key_style}'" if ckpt.key_style else "no"
+    return style if source == "recorded" else f"{style} ({source} from the file's keys)"
+
+
+def _facts(ckpt: Checkpoint) -> tuple[Row, ...]:
+    git = ckpt.git and f"{ckpt.git.commit[:12]}{' with local changes' if ckpt.git.dirty else ''}"
+    by = f" by {ckpt.author}" if ckpt.author else ""
+    host = f" on {ckpt.topology.hostname}" if ckpt.topology.hostname else ""
+    verb = "saved" if ckpt.origin == "save" else "pushed"
+    return (
+        *_known(
+            ("id", ckpt.id),
+            ("model", ckpt.model),
+            ("dataset", ckpt.dataset),
+            ("epoch", ckpt.epoch),
+            ("step", ckpt.step),
+        ),
+        *((name, repr(value)) for name, value in itertools.islice(ckpt.metrics.items(), _MOST)),
+        *_more(len(ckpt.metrics), "metric"),
+        *_known(
+            ("run", _run(ckpt)),
+            ("config", listed((f"{k}={v}" for k, v in ckpt.config.to_dict().items()), _MOST)),
+            ("batch size", ckpt.batch_size),
+            (verb, f"{clock(ckpt.created_at)}{by}{host}"),
+            ("removed", ckpt.removed_at and clock(ckpt.removed_at)),
+            ("command", ckpt.command),
+            ("git", git),
+            ("tags", ", ".join(ckpt.tags)),
+            ("aliases", ", ".join(ckpt.aliases)),
+            ("note", ckpt.note),
+        ),
+    )
+
+
+def _more(amount: int, noun: str) -> tuple[Row, ...]:
+    return (("…", f"and {count(amount - _MOST, f'{noun} more', f'{noun}s more')}"),) * (
+        amount > _MOST
+    )
+
+
+def _topology(topology: Topology, source: str) -> tuple[Row, ...]:
+    how = _STRATEGIES.get(topology.strategy or "", topology.strategy)
+    processes = topology.world_size and (
+        count(topology.world_size, "process", "processes")
+        + (f", rank {topology.rank} wrote" if topology.rank is not None else "")
+        + (f", {topology.backend}" if topology.backend else "")
+    )
+    trained = topology.device_count and (
+        f"{topology.device_count} x {topology.device_type or 'device'}"
+    )
+    versions = [
+        f"{name} {version}"
+        for name, version in (
+            ("torch", topology.torch_version),
+            ("CUDA", topology.cuda_version),
+            ("Python", topology.python_version),
+        )
+        if version
+    ]
+    tags = listed(
+        (f"{count(n, 'storage')} tagged {tag}" for tag, n in sorted(topology.storage_tags.items())),
+        8,
+    )
+    return (
+        ("source", "recorded" if source == "recorded" else f"{source}: the file doesn't say"),
+        *_known(
+            ("strategy", how),
+            ("processes", processes),
+            ("trained on", trained),
+        ),
+        *((f"{d.type}:{d.index}", _device(d)) for d in topology.devices[:_MOST]),
+        *_more(len(topology.devices), "device"),
+        *(
+            ()
+            if topology.visible_devices is None
+            else (("visible", f"CUDA_VISIBLE_DEVICES={topology.visible_devices!r}"),)
+        ),
+        *_known(("versions", ", ".join(versions)), ("in the file", tags)),
+    )
+
+
+def _device(device: Device) -> str:
+    memory = "" if device.memory_bytes is None else f", {size(device.memory_bytes)}"
+    return f"{device.name or device.type}{memory}"
+
+
+def _keys(ckpt: Checkpoint, examples: Iterable[tuple[str, str]]) -> tuple[Row, ...]:
+    elements = "" if ckpt.parameters is None else f", {ckpt.parameters:,} parameters"
+    return (
+        ("wrapped", _style(ckpt)),
+        *(
+            ("for example", f"{live}, {'as' if live == stored else stored} in the file")
+            for live, stored in examples
+        ),
+        ("weights", f"{ckpt.weights}: {count(ckpt.tensors, 'tensor')}{elements}"),
+        ("signature", ckpt.signature),
+    )
+
+
+def _examples(ckpt: Checkpoint, signature: Signature | None) -> list[tuple[str, str]]:
+    """Return two keys of the live model, each with the same tensor's key in the file."""
+    if signature is None:
+        return []
+    canonical = [t.key for t in signature.tensors]
+    live = keys.to_raw(canonical, ckpt.key_style)
+    stored = keys.to_raw(canonical, ckpt.file_keys)
+    pairs = [(live[key], stored[key]) for key in canonical]
+    return sorted(pairs, key=lambda pair: pair[0] == pair[1])[:2]  # where they differ first
+
+
+def _files(ckpt: Checkpoint) -> tuple[Row, ...]:
+    several = len(ckpt.files) > 1
+    names = ckpt.unsafe_globals
+    return (
+        *_known(("kind", _CONTAINERS.get(ckpt.container, ckpt.container))),
+        *(("name", f"{f.name}, {size(f.size_bytes)}, {f.digest}") for f in ckpt.files[:_MOST]),
+        *_more(len(ckpt.files), "file"),
+        *_known(("together", f"{size(ckpt.size_bytes)}, {ckpt.digest}" if several else None)),
+        *_known(
+            ("also in it", listed([f"{n} ({c})" for n, c in ckpt.optimizers.items()])),
+            ("scheduler", ckpt.scheduler),
+        ),
+        (
+            "trust",
+            f"asks for {count(len(names), 'thing')} that weights_only would refuse and ckreg never "
+            f"runs: {listed(names)}"
+            if names
+            else "plain data: nothing in it asks for code",
+        ),
+    )
+
+
+def _lineage(ckpt: Checkpoint, parent: str | None) -> tuple[Row, ...]:
+    return _known(("continues", parent or ckpt.parent))
