@@ -123,7 +123,8 @@ def _examine(file: FileBytes, path: Path, given: Given) -> _Examined:
         remarks.append(f"{str(path)!r}: {error}; it is taken as a file without a record")
     known = merge(given, description, record)
     if known.model is None:
-        why = "".join(f"; {text}" for text in dropped(description, given) if "model" in text)
+        said = [t for t in dropped(description, given) if t.startswith("the file names its model")]
+        why = "".join(f"; {text}" for text in said)
         raise ValueError(
             f"{str(path)!r} doesn't say what model it holds{why}; name it: "
             f"ckreg push {shlex.quote(str(path))} --model NAME"

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,8 @@ def main(job: str, *words: str) -> None:
     answer = globals()[job](*words)
     print("ANSWER " + json.dumps(answer), flush=True)
     if job != "killed":
+        # gloo may abort a peer that is still leaving a barrier when this one closes its sockets
+        time.sleep(0.5)
         dist.destroy_process_group()
     else:
         os._exit(0)  # the group is broken: its destruction would wait for the dead
