@@ -156,10 +156,14 @@ def _upward(start: Path) -> Path | None:
     """
     top = Path(os.path.expanduser("~")).resolve()
     here = start.resolve()
-    device = here.stat().st_dev
+    device: int | None = None
     user = os.getuid() if hasattr(os, "getuid") else None
     while True:
-        status = here.stat()
+        try:
+            status = here.stat()
+        except OSError:  # a folder that this user may not see holds no registry of this user's
+            return None
+        device = status.st_dev if device is None else device
         if status.st_dev != device or (user is not None and status.st_uid != user):
             return None
         folder = here / FOLDER

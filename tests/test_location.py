@@ -324,3 +324,18 @@ def test_a_registry_that_may_not_be_looked_into_is_not_taken_for_none() -> None:
                     location.check_free(folder)
         finally:
             folder.chmod(0o700)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user who may not look there")
+def test_a_working_folder_that_may_not_be_seen_leads_to_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    (closed / "below").mkdir(parents=True)
+    closed.chmod(0o700)
+    monkeypatch.chdir(closed / "below")
+    os.seteuid(65534)
+    try:
+        assert location.find().default
+    finally:
+        os.seteuid(0)
