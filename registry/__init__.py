@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .diffing import Diff
     from .errors import (
         AmbiguousError,
         BusyError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         SchemaVersionError,
         UntrustedError,
     )
+    from .importing import ImportedFile, ImportResult
     from .loads import LoadResult
     from .planning import LoadPlan
     from .records import Checkpoint, File, Git, Model, Provenance, RunRecord, RunRef
@@ -44,8 +46,11 @@ __all__ = [
     "Run",
     # what it returns
     "Checkpoint",
+    "Diff",
     "File",
     "Git",
+    "ImportedFile",
+    "ImportResult",
     "LoadPlan",
     "LoadResult",
     "Model",
@@ -77,6 +82,9 @@ __all__ = [
 
 _HOMES = {
     "Registry": "registry",
+    "Diff": "diffing",
+    "ImportedFile": "importing",
+    "ImportResult": "importing",
     "Run": "runs",
     "LoadPlan": "planning",
     "LoadResult": "loads",

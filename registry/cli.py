@@ -99,8 +99,8 @@ def ckreg(context: click.Context) -> None:
 
 
 for _command in (
-    place.init, files.push, files.pull,
-    looking.list_, looking.models, looking.best, looking.show, looking.plan,
+    place.init, files.push, files.import_, files.pull, files.export,
+    looking.list_, looking.models, looking.best, looking.show, looking.plan, looking.diff,
     marking.record, marking.monitor, marking.tag, marking.alias, marking.rm, marking.restore,
     place.migrate, place.info, shell.demo, shell.completion,
 ):  # fmt: skip

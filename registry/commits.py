@@ -129,8 +129,9 @@ def _published(
     blob, index = part.blob, part.index
     data = b""
     if index is None:
+        mine = [s for s in contents.storages if s.file in ("", part.name)]
         data = build_index(
-            part.stored, [(s.offset, s.size_bytes) for s in contents.storages], part.digest
+            part.stored, [(s.offset, s.size_bytes) for s in mine], part.digest
         ).to_bytes()
     if blob is None:
         assert part.staged is not None

@@ -80,6 +80,10 @@ class Given:
     world_size: int | None = None
 
 
+UNSAID: Final = Given()
+"""What nobody has said anything of."""
+
+
 def check(
     *,
     model: object = None,
@@ -239,6 +243,29 @@ def merge(given: Given, description: Description, record: Recorded | None) -> Gi
     return known
 
 
+def completed(known: Given, named: Given) -> tuple[Given, tuple[str, ...]]:
+    """Return what is known with what a name suggests for the rest, and the facts so inferred.
+
+    Epoch and step tell one moment: a name adds neither to a file that says one of them.
+    """
+    moment = known.epoch is None and known.step is None
+    added = {
+        name: getattr(named, name)
+        for name in ("model", "epoch", "step")
+        if getattr(known, name) is None
+        and getattr(named, name) is not None
+        and (moment or name == "model")
+    }
+    metrics = {k: v for k, v in named.metrics.items() if k not in known.metrics}
+    whole: Given = replace(
+        known,
+        **added,
+        metrics=FrozenMap({**metrics, **known.metrics}),
+        tags=tuple(dict.fromkeys((*known.tags, *named.tags))),
+    )
+    return whole, (*added, *(f"metrics.{name}" for name in metrics))
+
+
 def dropped(description: Description, given: Given | None = None) -> tuple[str, ...]:
     """Return what a file says that is not recorded, and why, in sentences.
 
@@ -389,6 +416,21 @@ def _guessed(raw: tuple[str, ...]) -> KeyStyle:
         return KeyStyle()
 
 
+def _topology(description: Description, record: Recorded | None) -> Topology:
+    if record is not None:
+        return record.topology
+    said = description.strategy
+    return Topology(
+        strategy=None if said is None else one_of(said, STRATEGIES, "strategy"),
+        world_size=description.world_size,
+    )
+
+
+def _source(topology: Topology) -> Source:
+    said = topology.strategy is not None or topology.world_size is not None
+    return "inferred" if said else "unknown"
+
+
 def draft(
     known: Given,
     contents: Contents,
@@ -398,20 +440,22 @@ def draft(
     record: Recorded | None,
     files: tuple[File, ...],
     author: str | None,
+    from_name: tuple[str, ...] = (),
 ) -> tuple[Checkpoint, tuple[Signature, ...]]:
     """Return the checkpoint, version 0 until the database counts it up, and its signatures.
 
     Args:
         known: what `merge` gave, with a model's name.
+        from_name: the facts of it that only the file's name says.
     """
     assert known.model is not None
     style = keyed(description, known, record)
-    topology = record.topology if record is not None else Topology()
+    topology = _topology(description, record)
     weights: Weights = "ema" if style.averaged else "live"
     if record is not None:
         weights = record.weights
     if description.ema:
-        weights = "both"
+        weights = "ema" if description.ema_where == description.where else "both"
     stated = known.strategy is not None or known.world_size is not None
     topology = replace(
         topology,
@@ -435,8 +479,9 @@ def draft(
         weights=weights,
         topology=topology,
         provenance=Provenance(
-            "recorded" if stated or record is not None else "unknown",
+            "recorded" if stated or record is not None else _source(topology),
             style.provenance,
+            from_name,
         ),
         container=contents.container,
         signature=style.signature.digest,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .blobs import Progress, Staged
 from .containers import Description, Tensor
 from .errors import CkregError, RefusedLoadError
-from .opening import Opened, saved_side, tensors_in, verify_used
+from .keys import Reading
+from .opening import Opened, saved_side, tensors_in
 from .planning import LoadPlan, Wanted, make_plan
 from .records import Checkpoint
 from .signature import KeyStyle
@@ -71,7 +72,7 @@ class LoadResult:
 def wanted(
     *,
     device: str | None,
-    keys: str | KeyStyle | None = None,
+    keys: str | Reading | None = None,
     out_keys: KeyStyle | None = None,
     weights: str | None = None,
     cast: str | None = None,
@@ -91,7 +92,7 @@ def wanted(
         raise ValueError(f"cast={cast!r} is neither 'widen' nor 'narrow'")
     return Wanted(
         device=None if device is None else str(device),
-        keys=KeyStyle.parse(keys) if isinstance(keys, str) else keys,
+        keys=Reading.parse(keys) if isinstance(keys, str) else keys,
         out_keys=out_keys,
         weights=weights,  # type: ignore[arg-type]  # checked above
         cast=cast,  # type: ignore[arg-type]
@@ -176,9 +177,9 @@ def load(
 
     made, live = _plan_for(opened, objects, want)
     description = opened.description
-    mapping = opened.file.map()
+    mapping = opened.map()
     if verify:
-        verify_used(opened, mapping, _used(made, description), progress)
+        opened.verify(mapping, _used(made, description), progress)
     builder = building.Builder(opened.contents, mapping)
     extra, left = _extra(description, builder)
     state = None
@@ -239,8 +240,8 @@ def export(
 
     made = make_plan(saved_side(opened), None, want, None)
     description = opened.description
-    mapping = opened.file.map()
-    opened.file.verify(mapping=mapping, progress=progress)
+    mapping = opened.map()
+    opened.verify_all(mapping, progress)
     builder = building.Builder(opened.contents, mapping)
     only_weights = only_weights or format == "safetensors"
     tree = exporting.adapted(made, opened.contents, builder, description, only_weights=only_weights)

@@ -1,7 +1,8 @@
-"""Opening a checkpoint: its file, verified as far as it is read, and what a plan must know.
+"""Opening a checkpoint: its files, verified as far as they are read, and what a plan must know.
 
 Law: what was read of the structure is verified before anything is made of it, a tensor's bytes
-before they are used, and bytes that aren't used are not read. Imports no torch.
+before they are used, and bytes that aren't used are not read: a file that a load doesn't need isn't
+even opened. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,106 +10,204 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
-from .blobs import Blob, BlobFile, BlobStore, Progress, ranges
+from .blobs import BlobFile, BlobStore, Progress, Total, ranges
 from .catalog import Catalog
-from .containers import Contents, Description, Tensor, describe, walk
+from .containers import (
+    Assembled,
+    Contents,
+    Description,
+    Opaque,
+    Tensor,
+    describe,
+    read_folder,
+    walk,
+)
 from .containers import read as read_container
 from .drafting import Recorded, recorded
-from .errors import CkregError, ContainerError, DamagedError, NotFoundError, warn
+from .errors import CkregError, DamagedError, NotFoundError, warn
 from .planning import Saved, SavedOptimizer, SavedTensor
 from .records import Checkpoint
 
 
+class OpenFiles(Mapping[str, BlobFile]):
+    """A checkpoint's files by name, each opened when it is first asked for.
+
+    Where a blob is gone its place is looked up once more: another copy of the same bytes may have
+    taken it meanwhile.
+
+    Args:
+        stack: closes what was opened.
+    """
+
+    def __init__(
+        self, store: BlobStore, catalog: Catalog, checkpoint: Checkpoint, stack: ExitStack
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._checkpoint = checkpoint
+        self._stack = stack
+        self._open: dict[str, BlobFile] = {}
+        self._look_up()
+
+    def _look_up(self) -> None:
+        found = self._catalog.blobs_of(self._checkpoint.id)
+        self._places = {name: (blob, index) for name, blob, index in found}
+
+    def __getitem__(self, name: str) -> BlobFile:
+        """Return a file, open.
+
+        Raises:
+            KeyError: the checkpoint has no such file.
+            NotFoundError: its blob is gone.
+            DamagedError: it is of another size.
+        """
+        if name not in self._open:
+            blob = self._places[name][0]
+            try:
+                file = self._store.open_blob(blob)
+            except NotFoundError:
+                self._look_up()
+                if self._places[name][0] == blob:
+                    raise
+                file = self._store.open_blob(self._places[name][0])
+            self._open[name] = self._stack.enter_context(file)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def index(self, name: str) -> ranges.Index | None:
+        """Return a file's index, or None where there is none that is whole: then all is
+        verified.
+        """
+        index_blob = self._places[name][1]
+        if index_blob is None:
+            return None
+        try:
+            with self._store.open_blob(index_blob) as stored:
+                stored.verify()
+                index = ranges.Index.from_bytes(stored.pread(0, stored.size))
+        except (NotFoundError, DamagedError) as error:
+            warn(f"the whole file is verified, since its index can't be used: {error.message}")
+            return None
+        return index if index.digest == self[name].blob.digest else None
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A checkpoint's file, open, its header verified and read."""
+    """A checkpoint's files, open, their structure verified and read.
+
+    Attributes:
+        files: by name; a lone file goes by "", as its storages say.
+        indexes: of the files that are verified by ranges; the others were verified whole, or none
+            is to be.
+    """
 
     checkpoint: Checkpoint
-    file: BlobFile
-    index: ranges.Index | None
+    files: Mapping[str, BlobFile]
     contents: Contents
     description: Description
     record: Recorded | None
+    indexes: Mapping[str, ranges.Index] = field(default_factory=dict)
+
+    def map(self) -> dict[str, mmap.mmap]:
+        """Return a private mapping of each file that holds tensors, by name."""
+        names = {s.file for s in self.contents.storages if s.data is None and s.size_bytes}
+        return {name: self.files[name].map() for name in sorted(names)}
+
+    def verify(
+        self,
+        mappings: Mapping[str, mmap.mmap],
+        used: Sequence[Tensor],
+        progress: Progress | None = None,
+    ) -> None:
+        """Verify the bytes of some tensors, and no others; the structure is verified already.
+
+        Args:
+            mappings: what `map` gave: what is hashed is what is used.
+
+        Raises:
+            DamagedError: they differ from what was recorded.
+        """
+        wanted = {t.storage.key: t.storage for t in used if t.storage.data is None}
+        there = Counter(s.file for s in self.contents.storages)
+        parts: dict[str, list[tuple[int, int]]] = {}
+        for storage in wanted.values():
+            if storage.size_bytes and storage.file in self.indexes:
+                parts.setdefault(storage.file, []).append((storage.offset, storage.size_bytes))
+        shown = Total(sum(size for part in parts.values() for _, size in part), progress)
+        for name, part in parts.items():
+            file, step = self.files[name], shown.next(sum(size for _, size in part))
+            if len(part) == there[name]:
+                file.verify(mapping=mappings[name], progress=step)
+            else:
+                ranges.verify(self.indexes[name], file, part, mapping=mappings[name])
+
+    def verify_all(
+        self, mappings: Mapping[str, mmap.mmap], progress: Progress | None = None
+    ) -> None:
+        """Verify every byte of the files that were read. Raises DamagedError as `verify`."""
+        names = self.contents.used_files or tuple(self.files)
+        shown = Total(sum(self.files[name].size for name in names), progress)
+        for name in names:
+            file = self.files[name]
+            file.verify(mapping=mappings.get(name), progress=shown.next(file.size))
 
 
 @contextmanager
 def opened(
     store: BlobStore, catalog: Catalog, checkpoint: Checkpoint, *, verify: bool
 ) -> Iterator[Opened]:
-    """Open a checkpoint's file and read what it holds, without any tensor's bytes.
+    """Open a checkpoint and read what it holds, without any tensor's bytes.
 
     Args:
         verify: check what was read (the tensors' ranges are the load's to check).
 
     Raises:
-        NotFoundError: the file is gone.
-        DamagedError: it is of another size, or its structure isn't what was recorded.
-        ContainerError: the checkpoint has several files, which this version can't load.
+        NotFoundError: a file is gone.
+        DamagedError: one is of another size, or its structure isn't what was recorded.
     """
-    with open_file(store, catalog, checkpoint) as (file, index_blob):
-        index = _index(store, index_blob, file) if verify else None
-        if verify and index is None:
-            file.verify()
-        contents, description = _read(file, checkpoint.ref, index)
-        yield Opened(checkpoint, file, index, contents, description, _record(description))
+    with ExitStack() as stack:
+        named = OpenFiles(store, catalog, checkpoint, stack)
+        files: Mapping[str, BlobFile] = named
+        if not checkpoint.is_folder:
+            (name,) = named
+            files = {"": named[name]}
+        contents, description = _read(files, checkpoint)
+        indexes: dict[str, ranges.Index] = {}
+        if verify:
+            for name in contents.used_files or tuple(files):
+                index = named.index(name or next(iter(named)))
+                if index is None:
+                    files[name].verify()
+                else:
+                    _verify_structure(index, files[name], name, contents)
+                    indexes[name] = index
+        yield Opened(checkpoint, files, contents, description, _record(description), indexes)
 
 
-@contextmanager
-def open_file(
-    store: BlobStore, catalog: Catalog, checkpoint: Checkpoint
-) -> Iterator[tuple[BlobFile, Blob | None]]:
-    """Open a checkpoint's one file, with the blob of its index.
-
-    Where the blob is gone its place is looked up once more: another copy of the same bytes may have
-    taken it meanwhile.
-    """
-    for attempt in (1, 2):
-        blobs = catalog.blobs_of(checkpoint.id)
-        if len(blobs) != 1:
-            raise ContainerError(
-                f"{checkpoint.ref} consists of {len(blobs)} files, which this version can't read"
-            )
-        _, blob, index_blob = blobs[0]
-        try:
-            file = store.open_blob(blob)
-        except NotFoundError:
-            if attempt == 1 and catalog.blobs_of(checkpoint.id) != blobs:
-                continue
-            raise
-        with file:
-            yield file, index_blob
-        return
-
-
-def _index(store: BlobStore, index_blob: Blob | None, file: BlobFile) -> ranges.Index | None:
-    """Return the file's index, or None where there is none that is whole: then all is verified."""
-    if index_blob is None:
-        return None
+def _read(files: Mapping[str, BlobFile], checkpoint: Checkpoint) -> tuple[Contents, Description]:
     try:
-        with store.open_blob(index_blob) as stored:
-            stored.verify()
-            index = ranges.Index.from_bytes(stored.pread(0, stored.size))
-    except (NotFoundError, DamagedError) as error:
-        warn(f"the whole file is verified, since its index can't be used: {error.message}")
-        return None
-    return index if index.digest == file.blob.digest else None
-
-
-def _read(file: BlobFile, name: str, index: ranges.Index | None) -> tuple[Contents, Description]:
-    """Read a file's structure, and verify it before anything is made of it."""
-    try:
-        contents = read_container(file, name)
-        description = describe(contents, file)
+        if checkpoint.is_folder:
+            contents = read_folder(files, checkpoint.ref)
+            return contents, describe(contents, files)
+        contents = read_container(files[""], checkpoint.ref)
+        return contents, describe(contents, files[""])
     except CkregError:
-        if index is not None:
+        for file in files.values():
             file.verify()  # damage is said as damage, not as what the reader stumbled over
         raise
-    if index is not None:
-        ranges.verify_structure(index, file, [(s.offset, s.size_bytes) for s in contents.storages])
-    return contents, description
+
+
+def _verify_structure(index: ranges.Index, file: BlobFile, name: str, contents: Contents) -> None:
+    mine = [s for s in contents.storages if s.file == name and s.data is None]
+    ranges.verify_structure(index, file, [(s.offset, s.size_bytes) for s in mine])
 
 
 def _record(description: Description) -> Recorded | None:
@@ -118,47 +217,34 @@ def _record(description: Description) -> Recorded | None:
         return None  # push said so, and took the file as a foreign one
 
 
-def verify_used(
-    opened: Opened, mapping: mmap.mmap, used: Sequence[Tensor], progress: Progress | None
-) -> None:
-    """Verify the bytes that the load will use, and no others; the header is verified already.
+def saved_side(opened: Opened) -> Saved:
+    """Return what the plan must know of the saved side: the record, and the file's own index.
 
     Raises:
-        DamagedError: they differ from what was recorded.
+        ContainerError: the file can only be stored; the hint is the way to get its weights.
     """
-    if opened.index is None:
-        return  # the whole file was verified when it was opened
-    storages = {t.storage.key: t.storage for t in used}
-    if len(storages) == len(opened.contents.storages):
-        opened.file.verify(mapping=mapping, progress=progress)
-    else:
-        ranges.verify(
-            opened.index,
-            opened.file,
-            [(s.offset, s.size_bytes) for s in storages.values()],
-            mapping=mapping,
-        )
-
-
-def saved_side(opened: Opened) -> Saved:
-    """Return what the plan must know of the saved side: the record, and the file's own index."""
     checkpoint, description, record = opened.checkpoint, opened.description, opened.record
+    opened.contents.check_loadable(checkpoint.ref, checkpoint.files[0].name)
+    # Averaged weights that stand alone are the weights: there is nothing to choose.
+    ema = None if description.ema_where == description.where else description.ema
     return Saved(
         ref=checkpoint.ref,
         container=checkpoint.container,
         tensors=_saved_tensors(description.weights),
-        ema=None if description.ema is None else _saved_tensors(description.ema),
+        ema=None if ema is None else _saved_tensors(ema),
         file_keys=checkpoint.file_keys,
         key_style=checkpoint.key_style,
         provenance=checkpoint.provenance,
         ties=() if record is None else record.ties,
         weights=checkpoint.weights,
         others=tuple(description.others),
+        unbuildable={key: _made(node) for key, node in description.unbuildable.items()},
         wrapper_state=tuple(description.wrapper_state),
         optimizers={
             name: _saved_optimizer(tree, None if record is None else record.optimizers.get(name))
             for name, tree in description.optimizers.items()
         },
+        partitioned=description.partitioned,
         scheduler=description.scheduler is not None,
         stateful=tuple(description.stateful),
         rng=description.rng is not None,
@@ -174,8 +260,18 @@ def saved_side(opened: Opened) -> Saved:
     )
 
 
-def _saved_tensors(weights: Mapping[str, Tensor]) -> tuple[SavedTensor, ...]:
-    views = {key: (t.storage.key, t.offset, t.shape, t.stride) for key, t in weights.items()}
+def _made(node: Opaque) -> str:
+    """Return what would have made a tensor that isn't read; a parameter's own tensor decides."""
+    while node.args and isinstance(inner := node.args[0], Opaque) and inner.is_tensor:
+        node = inner
+    return node.name
+
+
+def _saved_tensors(weights: Mapping[str, Tensor | Assembled]) -> tuple[SavedTensor, ...]:
+    views = {
+        key: (t.storage.key, t.offset, t.shape, t.stride) if isinstance(t, Tensor) else (key,)
+        for key, t in weights.items()
+    }
     shared = Counter(views.values())
     return tuple(
         SavedTensor(
@@ -184,11 +280,18 @@ def _saved_tensors(weights: Mapping[str, Tensor]) -> tuple[SavedTensor, ...]:
             shape=t.shape,
             kind=t.kind,
             size_bytes=t.size_bytes,
-            tag=t.storage.tag,
+            tag=_tag(t),
             tie_group=views[key] if shared[views[key]] > 1 else None,
         )
         for key, t in weights.items()
     )
+
+
+def _tag(found: Tensor | Assembled) -> str:
+    """Return the device that a tensor was saved on; of one in pieces, that of its first piece."""
+    if isinstance(found, Assembled):
+        return found.chunks[0].tensor.storage.tag if found.chunks else "cpu"
+    return found.storage.tag
 
 
 def _saved_optimizer(
@@ -201,6 +304,8 @@ def _saved_optimizer(
     state = state if isinstance(state, Mapping) else {}
     positions = [position for group in groups for position in group.get("params") or ()]
     names = [group.get("param_names") for group in groups]
+    if positions and all(isinstance(position, str) for position in positions):
+        names = [group["params"] for group in groups]  # torch.distributed.checkpoint's form
     return SavedOptimizer(
         None if known is None else known[0],
         None if known is None else known[1],
@@ -220,9 +325,11 @@ def _saved_optimizer(
 
 def _parameter_shape(entry: object) -> tuple[int, ...] | None:
     """Return the shape of a parameter as its state shows it: that of the tensor with the most
-    dimensions.
+    dimensions, and of those the largest (one in pieces is larger than they).
     """
-    return max((t.shape for t in tensors_in(entry)), key=len, default=None)
+    found = [node for node in walk(entry) if isinstance(node, Tensor | Assembled)]
+    shapes = [(len(t.shape), t.elements, t.shape) for t in found]
+    return max(shapes)[2] if shapes else None
 
 
 def tensors_in(tree: object) -> Iterator[Tensor]:

@@ -18,13 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
-from .formatting import age, cut, field, flat, number, pad, size, visible, width
+from .formatting import age, count, cut, field, flat, number, pad, size, visible, width
 from .pages import Page
 from .records import Checkpoint, Model
 from .values import FORMAT, time_text
 from .where import COLUMNS as SORTS
 
 if TYPE_CHECKING:
+    from .drafting import Given
+    from .importing import ImportedFile, ImportResult
     from .schema import Upgrade
 
 Form = Literal["table", "tabs", "json", "refs"]
@@ -90,6 +92,44 @@ MODEL_COLUMNS: Final = (
         gives=True,
     ),
     Column("BEST BY", lambda m: f"{m.metric} {m.mode}", lambda m: f"{m.metric} {m.mode}"),
+)
+
+
+def _imported_facts(file: ImportedFile) -> Checkpoint | Given | None:
+    return file.checkpoint or file.known
+
+
+def _guessed(name: str) -> Callable[[ImportedFile], str]:
+    """Return the cell of a fact of an imported file, a '?' behind what only its name says."""
+
+    def cell(file: ImportedFile) -> str:
+        value = getattr(_imported_facts(file), name, None)
+        return "-" if value is None else f"{value}{'?' if name in file.from_name else ''}"
+
+    return cell
+
+
+def _metrics(file: ImportedFile) -> str:
+    facts = _imported_facts(file)
+    return ", ".join(
+        f"{name} {number(value)}{'?' if f'metrics.{name}' in file.from_name else ''}"
+        for name, value in ({} if facts is None else facts.metrics).items()
+    )
+
+
+IMPORTED_COLUMNS: Final = (
+    Column("FILE", lambda f: f.path, lambda f: f.path),
+    Column("IS", lambda f: f.outcome, lambda f: f.outcome),
+    Column(
+        "REF",
+        lambda f: f.checkpoint.ref if f.checkpoint else _guessed("model")(f),
+        lambda f: f.checkpoint.ref if f.checkpoint else None,
+    ),
+    Column("DATASET", _guessed("dataset"), _guessed("dataset"), gives=True),
+    Column("EPOCH", _guessed("epoch"), _guessed("epoch"), right=True),
+    Column("STEP", _guessed("step"), _guessed("step"), right=True),
+    Column("METRICS", lambda f: _metrics(f) or "-", _metrics, gives=True),
+    Column("SIZE", lambda f: size(f.size_bytes), lambda f: f.size_bytes, right=True),
 )
 
 
@@ -209,6 +249,28 @@ class Output:
         else:
             self._line(ckpt.ref)
         self.registry(location)
+
+    def imported(self, done: ImportResult, location: str) -> None:
+        """Print what an import took in, and on stderr what failed, why, and the counts."""
+        if self._form == "json":
+            self._stdout.write(_json(done.to_dict(), indent=2) + "\n")
+        elif self._form == "refs":
+            for file in done.files:
+                if file.checkpoint is not None:
+                    self._line(file.checkpoint.ref)
+        else:
+            self._rows([*done.added, *done.present], IMPORTED_COLUMNS, lambda f: f.path)
+        for file in done.failed:
+            self.note(f"failed: {file.path}: {file.reason}")
+            if file.hint:
+                self.note(f"        {file.hint}")
+        would = " would be" if done.dry_run else ""
+        self.note(
+            f"{len(done.added):,}{would} added, {len(done.present):,} there already, "
+            f"{len(done.failed):,} failed; {count(done.passed_over, 'other file')} passed over"
+        )
+        if done.added and not done.dry_run:
+            self.registry(location)
 
     def path(self, path: Path | str, facts: Mapping[str, object] | None = None) -> None:
         """Print a path, whole: it is there to be pasted or piped."""

@@ -200,6 +200,7 @@ def _facts(ckpt: Checkpoint) -> tuple[Row, ...]:
         *((name, repr(value)) for name, value in itertools.islice(ckpt.metrics.items(), _MOST)),
         *_more(len(ckpt.metrics), "metric"),
         *_known(
+            ("from its name", ", ".join(ckpt.provenance.from_name)),
             ("run", _run(ckpt)),
             ("config", listed((f"{k}={v}" for k, v in ckpt.config.to_dict().items()), _MOST)),
             ("batch size", ckpt.batch_size),

@@ -1,5 +1,4 @@
-"""Pull: a checkpoint's file out of the registry, as it was stored or adapted to where it will be
-used.
+"""Pull: a checkpoint out of the registry, as it was stored or adapted to where it will be used.
 
 Law: a plain pull gives the stored bytes, verified; an adapted one is planned like a load, and what
 it writes needs no ckreg to be read. Imports .tensors only to adapt.
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from . import loads
 from .blobs import BlobStore, Progress
 from .catalog import Catalog
 from .errors import NotFoundError
-from .opening import open_file, opened
+from .opening import OpenFiles, opened
 from .records import Checkpoint
 from .signature import KeyStyle
 
@@ -80,14 +80,20 @@ def pull(
     force: bool,
     progress: Progress | None,
 ) -> Path:
-    """Write the file, and return its path; see `Registry.pull`."""
+    """Write the file or the folder, and return its path; see `Registry.pull`."""
     path = _destination(checkpoint, dest, adapt)
     if not adapt:
-        with open_file(store, catalog, checkpoint) as (found, _):
-            store.pull(found.blob, path, force=force, progress=progress)
+        with ExitStack() as stack:
+            files = OpenFiles(store, catalog, checkpoint, stack)
+            if checkpoint.is_folder:
+                blobs = {name: files[name].blob for name in files}
+                store.pull_folder(blobs, path, force=force, progress=progress)
+            else:
+                (name,) = files
+                store.pull(files[name].blob, path, force=force, progress=progress)
         return path
     want = loads.wanted(
-        device=adapt.device, out_keys=_out_keys(checkpoint, adapt), weights=adapt.weights
+        device=adapt.device, out_keys=out_keys(checkpoint, adapt), weights=adapt.weights
     )
     with opened(store, catalog, checkpoint, verify=True) as file:
         store.produce(
@@ -106,7 +112,8 @@ def pull(
     return path
 
 
-def _out_keys(checkpoint: Checkpoint, adapt: Adaptation) -> KeyStyle | None:
+def out_keys(checkpoint: Checkpoint, adapt: Adaptation) -> KeyStyle | None:
+    """Return the style of the keys to write; None: canonical where known, else as they are."""
     if adapt.keys == "plain":
         return KeyStyle()
     if adapt.keys == "recorded":
@@ -115,27 +122,29 @@ def _out_keys(checkpoint: Checkpoint, adapt: Adaptation) -> KeyStyle | None:
 
 
 def _format(checkpoint: Checkpoint, adapt: Adaptation) -> str:
-    stored = "safetensors" if checkpoint.container == "safetensors" else "pt"
-    return adapt.format or stored
+    only_weights = checkpoint.container.startswith("safetensors")
+    return adapt.format or ("safetensors" if only_weights else "pt")
 
 
 def _destination(
     checkpoint: Checkpoint, dest: str | os.PathLike[str] | None, adapt: Adaptation
 ) -> Path:
     """Return the path to write: the one given, or `NAME-vN.pt` in a folder given or the working
-    folder.
+    folder; `NAME-vN` for a checkpoint that is a folder, unless the one given is an earlier pull.
 
     Raises:
         NotFoundError: the folder given isn't there.
     """
+    whole = checkpoint.is_folder and not adapt
     suffix = ".safetensors" if _format(checkpoint, adapt) == "safetensors" else ".pt"
-    name = f"{checkpoint.model.replace('/', '-')}-v{checkpoint.version}{suffix}"
+    name = f"{checkpoint.model.replace('/', '-')}-v{checkpoint.version}{'' if whole else suffix}"
     if dest is None:
         return Path(name)
     path = Path(dest)
     if path.is_dir():
-        return path / name
-    if os.fspath(dest).endswith(os.sep):
+        pulled = whole and any((path / file.name).exists() for file in checkpoint.files)
+        return path if pulled else path / name
+    if os.fspath(dest).endswith(os.sep) and not whole:
         raise NotFoundError(
             f"there is no folder {str(path)!r} to pull into",
             hint=f"mkdir -p {shlex.quote(str(path))}",

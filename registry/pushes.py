@@ -1,4 +1,4 @@
-"""Push: a file that exists already becomes a checkpoint, with the facts that it carries.
+"""Push: a file or a folder that exists already becomes a checkpoint, with the facts it carries.
 
 Law: the facts are read from the stored bytes, never from a path that may change meanwhile; the
 source is only read, and with move=True unlinked after the commit if it is still what was read. No
@@ -7,19 +7,18 @@ torch, and no code of the file runs.
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import surroundings
-from .blobs import Blob, BlobFile, BlobStore, FileBytes, Progress, SourceFile
+from . import incoming, surroundings
+from .blobs import Blob, BlobFile, BlobStore, FileBytes, Progress, SourceFile, Total
 from .catalog import Catalog, Gone
 from .commits import Part, commit
-from .containers import Contents, Description, describe, read
-from .drafting import Given, Recorded, draft, dropped, keyed, merge, recorded
+from .containers import Contents, Description, describe, read, read_folder
+from .drafting import UNSAID, Given, Recorded, completed, draft, dropped, keyed, merge, recorded
 from .errors import CkregError, ConflictError, DamagedError, warn
 from .records import Checkpoint
 from .runs import named_run
@@ -27,13 +26,19 @@ from .values import Digest
 
 
 @dataclass(frozen=True, slots=True)
-class _Examined:
-    """What a file holds, and what is known once the caller's words are laid over it."""
+class Examined:
+    """What a file or folder holds, and what is known once the caller's words are laid over it.
+
+    Attributes:
+        from_name: the facts of `known` that only its name says.
+        remarks: what is odd, or said and not recorded.
+    """
 
     contents: Contents
     description: Description
     record: Recorded | None
     known: Given
+    from_name: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -45,92 +50,143 @@ def push(
     *,
     move: bool,
     progress: Progress | None,
+    named: Given = UNSAID,
 ) -> Checkpoint:
-    """Take a file in; see `Registry.push`.
+    """Take a file or folder in; see `Registry.push`.
 
     Args:
         run: the name of the run that it belongs to.
         open_registry: opens it for writing. All that is wrong with the file is said before.
+        named: what its name suggests, for facts that neither the caller nor the file says.
     """
-    with SourceFile.open(path) as source:
-        _examine(source, path, given)
+    with ExitStack() as stack:
+        there = incoming.sources_of(path, stack)
+        mine = incoming.belonging(there, examine(there, path, given, named).contents)
+        sources = {name: source for name, source in there.items() if name in mine}
         store, catalog = open_registry()
+        if store.owns(path) and path.is_dir():
+            raise ConflictError(f"{str(path)!r} holds the registry itself")
         if move and store.owns(path):
             raise ConflictError(
                 f"{str(path)!r} is the registry's own file: to move it would lose it",
                 hint="leave --move out",
             )
+        push = _Push(store, catalog, path, given, run, named, progress)
         try:
-            checkpoint = _push(store, catalog, source, path, given, run, True, progress)
+            checkpoint = push.commit(sources, share=True)
         except Gone:
-            checkpoint = _push(store, catalog, source, path, given, run, False, progress)
+            checkpoint = push.commit(sources, share=False)
         if move:
-            _unlink(path, source)
+            incoming.unlink(path, sources)
+        left = sorted(there.keys() - mine)
+    if left:
+        what = f"{left[0]!r}" + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+        warn(f"{str(path)!r}: {what} are not part of the checkpoint, and were not taken in")
     return checkpoint
 
 
-def _push(
-    store: BlobStore,
-    catalog: Catalog,
-    source: SourceFile,
-    path: Path,
-    given: Given,
-    run: str | None,
-    share: bool,
-    progress: Progress | None,
-) -> Checkpoint:
-    with _taken_in(store, catalog, source, _file_name(path), share, progress) as part:
-        found = _examine(part.stored, path, given)
-        known, actor = found.known, surroundings.author()
-        if run is not None:
-            of = named_run(catalog, str(known.model), known.dataset, run)
-            known = replace(known, run=of)
-        checkpoint, signatures = draft(
-            known,
-            found.contents,
-            found.description,
-            origin="push",
-            record=found.record,
-            files=(part.file,),
-            author=actor,
-        )
-        checkpoint = commit(
-            store,
-            catalog,
-            [part],
-            checkpoint=checkpoint,
-            signatures=signatures,
-            contents=found.contents,
-            run=known.run,
-            twin=True,
-            actor=actor,
-        )
-    for remark in found.remarks:
-        warn(remark)
-    return checkpoint
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """One push: where to, what was asked, and who watches."""
+
+    store: BlobStore
+    catalog: Catalog
+    path: Path
+    given: Given
+    run: str | None
+    named: Given
+    progress: Progress | None
+
+    def commit(self, sources: Mapping[str, SourceFile], *, share: bool) -> Checkpoint:
+        """Take the bytes in and commit them.
+
+        Args:
+            share: use the blobs that the store holds already.
+
+        Raises:
+            Gone: one of those isn't there any more.
+        """
+        shown = Total(sum(s.size for s in sources.values()), self.progress)
+        with ExitStack() as stack:
+            parts = [
+                stack.enter_context(
+                    _taken_in(
+                        self.store, self.catalog, name, source, share, shown.next(source.size)
+                    )
+                )
+                for name, source in sources.items()
+            ]
+            stored = {part.name: part.stored for part in parts}
+            found = examine(stored, self.path, self.given, self.named)
+            known, actor = found.known, surroundings.author()
+            if self.run is not None:
+                of = named_run(self.catalog, str(known.model), known.dataset, self.run)
+                known = replace(known, run=of)
+            checkpoint, signatures = draft(
+                known,
+                found.contents,
+                found.description,
+                origin="push",
+                record=found.record,
+                files=tuple(part.file for part in parts),
+                author=actor,
+                from_name=found.from_name,
+            )
+            checkpoint = commit(
+                self.store,
+                self.catalog,
+                parts,
+                checkpoint=checkpoint,
+                signatures=signatures,
+                contents=found.contents,
+                run=known.run,
+                twin=True,
+                actor=actor,
+            )
+        for remark in found.remarks:
+            warn(remark)
+        return checkpoint
 
 
-def _examine(file: FileBytes, path: Path, given: Given) -> _Examined:
-    contents = read(file, str(path))
-    description = describe(contents, file)
-    remarks = [
-        f"{str(path)!r}: {text}" for text in (*contents.warnings, *dropped(description, given))
-    ]
+def examine(
+    files: Mapping[str, FileBytes], path: Path, given: Given, named: Given = UNSAID
+) -> Examined:
+    """Return what a file or folder holds, and what is known of it.
+
+    Args:
+        path: what to call it; a folder where its files are one's.
+
+    Raises:
+        ValueError: nobody says what model it is.
+        CkregError: it can't be read as a checkpoint, or its keys aren't as stated.
+    """
+    if path.is_dir():
+        contents = read_folder(files, str(path))
+        description = describe(contents, files)
+    else:
+        (file,) = files.values()
+        contents = read(file, str(path))
+        description = describe(contents, file)
+    said = [*contents.warnings, *dropped(description, given)]
+    hidden = incoming.hidden_folders(path)
+    if hidden:
+        said.append(f"hidden folders are not taken in: {', '.join(hidden)}")
+    remarks = [f"{str(path)!r}: {text}" for text in said]
     record = None
     try:
         record = recorded(description.record)
     except ValueError as error:
         remarks.append(f"{str(path)!r}: {error}; it is taken as a file without a record")
-    known = merge(given, description, record)
+    known, from_name = completed(merge(given, description, record), named)
     if known.model is None:
-        said = [t for t in dropped(description, given) if t.startswith("the file names its model")]
-        why = "".join(f"; {text}" for text in said)
+        names = [t for t in dropped(description, given) if t.startswith("the file names its model")]
+        why = "".join(f"; {text}" for text in names)
         raise ValueError(
             f"{str(path)!r} doesn't say what model it holds{why}; name it: "
             f"ckreg push {shlex.quote(str(path))} --model NAME"
         )
     keyed(description, known, record)  # stated keys that don't fit are said before any copy
-    return _Examined(contents, description, record, known, tuple(remarks))
+    return Examined(contents, description, record, known, from_name, tuple(remarks))
 
 
 # --- the bytes ------------------------------------------------------------------------------------
@@ -140,8 +196,8 @@ def _examine(file: FileBytes, path: Path, given: Given) -> _Examined:
 def _taken_in(
     store: BlobStore,
     catalog: Catalog,
-    source: SourceFile,
     name: str,
+    source: SourceFile,
     share: bool,
     progress: Progress | None,
 ) -> Iterator[Part]:
@@ -189,21 +245,3 @@ def _index(
     except CkregError:
         return None, frozenset({blob.digest})
     return blob, frozenset()
-
-
-def _unlink(path: Path, source: SourceFile) -> None:
-    """Unlink what was taken in, unless the path means something else by now."""
-    try:
-        source.check_unchanged()
-        if not os.path.samestat(os.lstat(path), os.fstat(source.fd)):
-            raise ConflictError("it was replaced meanwhile, or is a link")
-        os.unlink(path)
-    except (OSError, CkregError) as error:
-        why = error.message if isinstance(error, CkregError) else error.strerror
-        warn(f"{str(path)!r} is recorded, and was left where it is: {why}")
-
-
-def _file_name(path: Path) -> str:
-    """Return a name that the record may keep: the file's own, odd characters replaced."""
-    name = "".join(c if c.isprintable() else "_" for c in path.name).strip()[:255]
-    return name or "checkpoint"

@@ -109,10 +109,15 @@ class Git:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where topology and key style come from: seen live or stated, worked out, or unknown."""
+    """Where topology and key style come from: seen live or stated, worked out, or unknown.
+
+    Attributes:
+        from_name: the facts that only the file's name said: `epoch`, `metrics.val_acc`.
+    """
 
     topology: Source = "unknown"
     key_style: Source = "unknown"
+    from_name: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,15 @@ class RunRef:
 
     id: str
     name: str | None = None
+
+
+FOLDERS: Final = frozenset(
+    {
+        "safetensors-sharded", "torch-sharded", "hf-model", "hf-trainer", "accelerate", "peft",
+        "dcp", "lightning-sharded", "deepspeed-zero",
+    }
+)  # fmt: skip
+"""Containers that are folders, even where one file is all that they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +304,11 @@ class Checkpoint:
         return f"{self.model}@v{self.version}"
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of files, even of one, and not a lone file."""
+        return len(self.files) > 1 or self.container in FOLDERS
+
+    @property
     def size_bytes(self) -> int:
         """The size of all files together."""
         return sum(f.size_bytes for f in self.files)
@@ -333,6 +352,7 @@ class Checkpoint:
             "provenance": {
                 "topology": self.provenance.topology,
                 "key_style": self.provenance.key_style,
+                "from_name": list(self.provenance.from_name),
             },
             "container": self.container,
             "signature": self.signature,
@@ -390,6 +410,9 @@ class Checkpoint:
             provenance=Provenance(
                 one_of(provenance.get("topology", "unknown"), SOURCES, "provenance"),
                 one_of(provenance.get("key_style", "unknown"), SOURCES, "provenance"),
+                tuple(
+                    printable(n, "a fact") for n in list_of(provenance.get("from_name"), "facts")
+                ),
             ),
             container=printable(plain["container"], "container"),
             signature=digest(plain["signature"]),

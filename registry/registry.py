@@ -11,16 +11,32 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from . import commits, drafting, loads, location, pulls, pushes, refs, saves, surroundings
+from . import (
+    commits,
+    diffs,
+    drafting,
+    exports,
+    importing,
+    loads,
+    location,
+    pulls,
+    pushes,
+    refs,
+    saves,
+    surroundings,
+)
 from . import where as where_
 from .blobs import BlobStore
 from .blobs.local import LocalStore
 from .catalog import Catalog, Page, Query
+from .diffing import Diff
 from .errors import NotFoundError, warn
+from .importing import ImportResult
 from .loads import LoadResult
 from .opening import opened
 from .planning import LoadPlan
@@ -34,8 +50,10 @@ from .values import (
     label,
     metrics_of,
     model_name,
+    one_of,
     optional_count,
     optional_text,
+    size_bytes,
 )
 
 if TYPE_CHECKING:
@@ -304,22 +322,26 @@ class Registry:
         move: bool = False,
         progress: Progress | None = None,
     ) -> Checkpoint:
-        """Take in a checkpoint file that exists already; what isn't said is read from the file.
+        """Take in a checkpoint that exists already; what isn't said is read from it.
 
-        A file that was pushed before with the same facts gives the same checkpoint, with its tags
-        and aliases added. A file saved by ckreg brings key style, topology, run and metrics along
-        as recorded.
+        What was pushed before with the same facts gives the same checkpoint, with its tags and
+        aliases added. A file saved by ckreg brings key style, topology, run and metrics along as
+        recorded.
 
         Args:
+            path: a file, or a folder that is one checkpoint (sharded, DCP, DeepSpeed, …), which
+                keeps its files' names. Hidden folders, and folders inside that are checkpoints of
+                their own, are left out, with a warning.
             keys: how the file's keys are wrapped, e.g. "module.", where the file can't say.
             run: the name of a run to count it to.
-            move: unlink the file once it is committed.
+            move: unlink what was taken in, once it is committed.
 
         Raises:
-            NotFoundError: there is no such file.
+            NotFoundError: there is no such file or folder.
             ContainerError: it is no checkpoint, or of a kind that can't be read; the message names
                 it.
-            DamagedError: it is empty or cut short.
+            AmbiguousError: the folder holds several.
+            DamagedError: it is empty or cut short, or a folder's file is missing.
             ValueError: the file names no model and none is given, or a fact breaks its rule.
             ConflictError: it changed while it was read.
             NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
@@ -332,6 +354,45 @@ class Registry:
         name = optional_text(run, "run")
 
         return pushes.push(Path(path), given, name, self._for_writing, move=move, progress=progress)
+
+    def import_(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        dataset: str | None = None,
+        run: str | None = None,
+        tags: Iterable[str] = (),
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Take in every checkpoint file below a folder; what isn't said is read from each.
+
+        What neither the caller nor a file says is taken from its name and its folders' names
+        (`epoch=12-val_acc=0.93.ckpt`), and marked so in `provenance.from_name`. A file whose bytes
+        are there already adds nothing; one that is bad stops no other. Symlinks aren't followed.
+
+        Args:
+            model: of all of them; by default what each file says, else its name or its folder's.
+            dry_run: say what would be done, and write nothing.
+
+        Returns:
+            Each file with what became of it; `.failed` has those that didn't go in, and why.
+
+        Raises:
+            NotFoundError: there is no such folder.
+            ValueError: a name breaks its grammar.
+            NotWritableError, NoSpaceError, BusyError: the registry takes nothing.
+        """
+        given = drafting.check(model=model, dataset=dataset, tags=tags)
+        return importing.import_tree(
+            Path(folder),
+            given,
+            optional_text(run, "run"),
+            catalog=self._parts()[1] if self.exists else None,
+            writer=None if dry_run else importing.Writer(self._for_writing, self.tag),
+            progress=progress,
+        )
 
     # --- giving out --------------------------------------------------------------------------
 
@@ -443,11 +504,12 @@ class Registry:
         force: bool = False,
         progress: Progress | None = None,
     ) -> Path:
-        """Write a checkpoint's file: the stored bytes, verified; or adapted to a device, to keys,
-        to a format.
+        """Write a checkpoint's file or folder: the stored bytes, verified; or one file, adapted to
+        a device, to keys, to a format.
 
         Args:
-            dest: a file, or a folder to put `NAME-vN.pt` in; default the working folder.
+            dest: a file, or a folder to put `NAME-vN.pt` in; default the working folder. For a
+                checkpoint that is a folder: the new folder, or one to put `NAME-vN` in.
             device: the device tag to write, e.g. "cpu" or "cuda:0" (which need not exist here).
             keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
                 "module.".
@@ -469,6 +531,61 @@ class Registry:
         checkpoint = self._resolve(ref, dataset)
         store, catalog = self._parts()
         return pulls.pull(store, catalog, checkpoint, dest, adapt, force=force, progress=progress)
+
+    def export(
+        self,
+        ref: Ref,
+        dest: str | os.PathLike[str],
+        *,
+        format: Literal["safetensors", "pt"] = "safetensors",
+        shard_size: int | str | None = None,
+        keys: str | None = None,
+        weights: Literal["live", "ema"] | None = None,
+        dataset: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write a checkpoint's weights as a folder that transformers and safetensors read.
+
+        Beside them lies `ckreg.json`, the checkpoint's record. The folder appears whole or not at
+        all.
+
+        Args:
+            dest: a folder that is empty or not there yet.
+            shard_size: the bytes of one file at most, e.g. "5GB"; by default there is one file.
+            keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
+                "module.".
+            weights: which, when the file holds live and averaged (ema) ones.
+            force: replace an earlier export; what no export wrote is never replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConflictError: something else is there, or the path lies inside the registry's blobs.
+            NotFoundError: there is no such checkpoint, or no folder to write in.
+            ContainerError: a tensor has no place in a file of that format.
+            RefusedLoadError: the keys or weights asked for aren't known, or there are two.
+            DamagedError: the stored bytes are damaged; nothing is written.
+        """
+        adapt = pulls.adaptation(
+            device=None, keys=keys, weights=weights, only="weights",
+            format=one_of(format, exports.FORMATS, "format"),
+        )  # fmt: skip
+        limit = None if shard_size is None else size_bytes(shard_size)
+        checkpoint = self._resolve(ref, dataset)
+        return exports.export(
+            *self._parts(),
+            checkpoint,
+            Path(dest),
+            loads.wanted(
+                device=None, out_keys=pulls.out_keys(checkpoint, adapt), weights=adapt.weights
+            ),
+            format=format,
+            shard_bytes=limit,
+            force=force,
+            progress=progress,
+        )
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -542,6 +659,8 @@ class Registry:
         sort: str = "-created_at",
         limit: int | None = None,
         include_removed: bool = False,
+        memory: int | None = None,
+        fits: Ref | None = None,
     ) -> Iterator[Checkpoint]:
         """Iterate over the checkpoints that match, a page at a time.
 
@@ -551,6 +670,9 @@ class Registry:
             tags: all of these.
             sort: any column or metric, `-` in front for the highest first; nulls last, then newest
                 version.
+            memory: only those whose weights take no more bytes than this, by recorded shapes and
+                dtypes; see `free_memory`.
+            fits: only those with the tensors of this checkpoint, however either is wrapped.
 
         Raises:
             ValueError: an expression that can't be read, or an unknown field; the place is marked.
@@ -560,6 +682,7 @@ class Registry:
             return iter(())
         catalog = self._parts()[1]
         query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
+        query = self._narrowed(query, memory, fits)
         return catalog.find(
             query.model,
             dataset=query.dataset,
@@ -569,6 +692,8 @@ class Registry:
             sort=query.sort,
             limit=limit,
             include_removed=include_removed,
+            memory_bytes=query.memory_bytes,
+            signature=query.signature,
         )
 
     def page(
@@ -583,6 +708,8 @@ class Registry:
         size: int = 50,
         after: str | None = None,
         include_removed: bool = False,
+        memory: int | None = None,
+        fits: Ref | None = None,
     ) -> Page:
         """Return one page of what `find` finds: its checkpoints, and the place where the next
         begins.
@@ -600,6 +727,7 @@ class Registry:
             return Page((), None)
         catalog = self._parts()[1]
         query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
+        query = self._narrowed(query, memory, fits)
         return catalog.page(query, size=size, after=after)
 
     def count(
@@ -611,6 +739,8 @@ class Registry:
         where: str | None = None,
         tags: Iterable[str] = (),
         include_removed: bool = False,
+        memory: int | None = None,
+        fits: Ref | None = None,
     ) -> int:
         """Return how many checkpoints `find` with the same words would give.
 
@@ -621,6 +751,7 @@ class Registry:
             return 0
         catalog = self._parts()[1]
         query = _query(catalog, model, dataset, run, where, tags, None, include_removed)
+        query = self._narrowed(query, memory, fits)
         return catalog.count(
             query.model,
             dataset=query.dataset,
@@ -628,7 +759,26 @@ class Registry:
             where=query.where,
             tags=query.tags,
             include_removed=include_removed,
+            memory_bytes=query.memory_bytes,
+            signature=query.signature,
         )
+
+    def _narrowed(self, query: Query, memory: int | None, fits: Ref | None) -> Query:
+        if memory is not None and memory < 0:
+            raise ValueError(f"memory is a number of bytes, not {memory}")
+        signature = None if fits is None else self._resolve(fits, include_removed=True).signature
+        return replace(query, memory_bytes=memory, signature=signature)
+
+    def free_memory(self, device: str) -> int:
+        """Return the bytes that are free on a device of this machine; "cpu" is the host.
+
+        Raises:
+            RefusedLoadError: this machine lacks it, or can't say.
+            ValueError: it is no device's name.
+        """
+        from .tensors import hardware
+
+        return hardware.free_memory(device)
 
     def signature(self, ref: Ref) -> Signature:
         """Return the tensors of a checkpoint under their canonical keys: names, shapes, dtypes,
@@ -654,6 +804,20 @@ class Registry:
         if not self.exists:
             return []
         return self._parts()[1].fits(observe.observe(net).signature.digest)
+
+    def diff(self, a: Ref, b: Ref, *, progress: Progress | None = None) -> Diff:
+        """Return how checkpoint b differs from checkpoint a: facts, topology, keys, tensors.
+
+        Keys are compared canonical: equal weights under different wrappers are equal. `str` of it
+        is a page, `.modules` the tensors summed by module, `.equal_weights` the short answer.
+
+        Raises:
+            NotFoundError, AmbiguousError: a ref names none, or several.
+            DamagedError: the bytes are not those that were recorded.
+            RefusedLoadError: a file's keys aren't wrapped as recorded.
+        """
+        first, second = self._resolve(a), self._resolve(b)
+        return diffs.diff(*self._parts(), first, second, progress=progress)
 
     # --- marking -----------------------------------------------------------------------------
 

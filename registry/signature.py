@@ -21,9 +21,10 @@ Kind = Literal["parameter", "buffer", "tensor"]
 KINDS: Final[tuple[str, ...]] = ("parameter", "buffer", "tensor")
 
 WRAPPER_TOKENS: Final = (
-    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
 )  # fmt: skip
-"""The attribute names under which PyTorch's wrappers hold the module they wrap."""
+"""The attribute names under which wrappers hold the module they wrap: PyTorch's, and Lightning's
+`_forward_module` (of Fabric, and of strategies that wrap the LightningModule)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class KeyStyle:
 
     def __str__(self) -> str:
         return ",".join(
-            "".join(f"{s}." for s in [*map(_bracketed, _segments(path)), *tokens])
+            "".join(f"{s}." for s in [*map(bracketed, _segments(path)), *tokens])
             for path, tokens in self.wraps
         )
 
@@ -92,7 +93,8 @@ def _segments(path: str) -> list[str]:
     return path.split(".") if path else []
 
 
-def _bracketed(segment: str) -> str:
+def bracketed(segment: str) -> str:
+    """Return a real submodule's name as a style's text writes it: in brackets where it must be."""
     if segment not in WRAPPER_TOKENS and re.fullmatch(r"[\w-]+", segment):
         return segment
     return "[" + re.sub(r"([\\\]])", r"\\\1", segment) + "]"

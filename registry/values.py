@@ -189,6 +189,31 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+_UNITS: Final = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def size_bytes(text: int | str) -> int:
+    """Return the bytes that a size means: `5GB` is 5·10⁹, `512MiB` 512·2²⁰, a number itself.
+
+    Raises:
+        ValueError: it is no size, or zero.
+
+    Example:
+        >>> size_bytes("5GB"), size_bytes("1.5MiB"), size_bytes(4096)
+        (5000000000, 1572864, 4096)
+    """
+    match = _SIZE.fullmatch(str(text))
+    unit = None if match is None else _UNITS.get(match[2].upper())
+    found = 0 if match is None or unit is None else int(float(match[1]) * unit)
+    if found < 1:
+        raise ValueError(f"{text!r} is no size: it should read like 5GB, 500MB or 2GiB")
+    return found
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 _SEGMENT = re.compile(r"[^\W_][\w.\-]*")

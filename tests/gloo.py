@@ -194,6 +194,62 @@ def killed(location: str, victim: str) -> object:
         return {"type": type(error).__name__, "message": str(error), "code": error.exit_code}
 
 
+def sharded(folder: str) -> object:
+    """Save a net of FSDP2 in every form: DCP, torchtitan's, one file a rank, and whole."""
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        get_state_dict,
+    )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    class Stated:
+        def __init__(self, **state: object) -> None:
+            self.state = state
+
+        def state_dict(self) -> dict[str, object]:
+            return self.state
+
+        def load_state_dict(self, state: object) -> None:
+            raise AssertionError(state)
+
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1), torch.nn.Linear(1, 7)
+    )
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(4, 5)).sum().backward()
+    optimizer.step()
+
+    model, optim = get_state_dict(net, optimizer)
+    state = {"model": model, "optim": optim, "epoch": 12, "more": [torch.ones(2), {"x": 1}]}
+    dcp.save(state, checkpoint_id=f"{folder}/dcp")
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    titan = {
+        **get_model_state_dict(net),
+        **get_optimizer_state_dict(net, optimizer, options=flat),
+        "lr_scheduler": Stated(last_epoch=10),
+        "train_state": Stated(step=torch.tensor(10), ntokens_seen=torch.tensor(100)),
+    }
+    dcp.save(titan, checkpoint_id=f"{folder}/titan/step-10")
+    torch.save(net.state_dict(), f"{folder}/rank{rank}.pt")
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    full = get_model_state_dict(net, options=whole)
+    moments = get_optimizer_state_dict(net, optimizer, options=whole)
+    if rank == 0:
+        torch.save(full, f"{folder}/full.pt")
+        torch.save(moments, f"{folder}/moments.pt")
+    dist.barrier()
+    return {"rank": rank}
+
+
 def main(job: str, *words: str) -> None:
     """Run one rank of a job."""
     import torch.distributed as dist

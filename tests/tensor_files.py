@@ -100,8 +100,7 @@ def planned(data: bytes, net: nn.Module | None = None, **wanted: Any) -> Loaded:
         known, contents, description, origin="push", record=record,
         files=(File("file.pt", Digest("blake3:" + "0" * 64), len(data)),), author=None,
     )  # fmt: skip
-    unread: Any = None  # the file itself: its bytes are here already
-    opened = loads.Opened(checkpoint, unread, None, contents, description, record)
+    opened = loads.Opened(checkpoint, {}, contents, description, record)
     target = None
     if net is not None:
         target = observe.target_of(

@@ -692,7 +692,7 @@ def test_what_is_no_readable_file_is_refused_by_its_kind(store: LocalStore, tmp_
         store.stage_file(tmp_path / "missing")
     with pytest.raises(NotFoundError, match="no file"):
         store.stage_file(tmp_path / "fifo" / "below")
-    with pytest.raises(ContainerError, match=r"is a folder.*later version"):
+    with pytest.raises(ContainerError, match=r"is a folder, not a file"):
         store.stage_file(tmp_path)
     with pytest.raises(ContainerError, match="is a FIFO"):
         store.stage_file(fifo)

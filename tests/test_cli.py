@@ -777,3 +777,58 @@ def test_the_demo_runs_and_a_second_run_adds_versions(tmp_path: Path) -> None:
         assert f"export CKREG_REGISTRY={tmp_path}/ckreg-demo" in out
         with Registry.open(tmp_path / "ckreg-demo") as reg:
             assert len(list(reg.find("digits-net"))) == versions
+
+
+# --- what fits ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes(reg: Registry, tmp_path: Path) -> None:
+    """Push three: 4000 bytes of weights, 8000, and a wrapped twin of the first."""
+    for name, count, prefix in (("small", 1000, ""), ("big", 2000, ""), ("twin", 1000, "module.")):
+        torch.save({f"{prefix}w": torch.zeros(count)}, tmp_path / f"{name}.pt")
+        reg.push(tmp_path / f"{name}.pt", model=name)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_loadable_lists_those_whose_weights_fit_the_memory(ask: Ask) -> None:
+    def loadable(memory: str) -> list[str]:
+        answer = ask("list", "--loadable", "--memory", memory, "-q")
+        assert answer.code == 0, answer.err
+        return sorted(answer.lines)
+
+    assert loadable("8kB") == ["big@v1", "small@v1", "twin@v1"]
+    assert loadable("7999B") == loadable("4000B") == ["small@v1", "twin@v1"]
+    assert loadable("3999B") == []
+    assert ask("list", "big", "--loadable", "--memory", "4kB", "-q").lines == []
+
+
+@pytest.mark.usefixtures("sizes")
+def test_loadable_asks_a_device_for_its_free_memory(ask: Ask) -> None:
+    assert len(ask("list", "--loadable", "--device", "cpu", "-q").lines) == 3
+    absent = ask("list", "--loadable", "--device", "xpu:7")
+    assert (absent.code, absent.out) == (7, "")
+    assert "--memory" in absent.err
+    assert ask("list", "--loadable", "--device", "nonsense").code == 2
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--loadable"],
+        ["--memory", "1GB"],
+        ["--device", "cpu"],
+        ["--loadable", "--memory", "1GB", "--device", "cpu"],
+        ["--loadable", "--memory", "lots"],
+    ],
+)
+def test_loadable_needs_one_size(ask: Ask, words: list[str]) -> None:
+    assert ask("list", *words).code == 2
+
+
+@pytest.mark.usefixtures("sizes")
+def test_fits_lists_those_with_the_same_tensors_however_wrapped(ask: Ask) -> None:
+    assert sorted(ask("list", "--fits", "twin", "-q").lines) == ["small@v1", "twin@v1"]
+    assert ask("list", "--fits", "big@v1", "-q").lines == ["big@v1"]
+    assert ask("list", "--fits", "none").code == 3

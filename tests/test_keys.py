@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from registry.errors import RefusedLoadError
 from registry.keys import (
+    Reading,
     Shapes,
     candidates,
     guess_style,
     idle_positions,
+    is_whole,
+    prefixed_ways,
     to_canonical,
     to_raw,
     ways,
@@ -291,3 +294,97 @@ def test_a_token_that_is_a_tensor_too_is_no_wrapper() -> None:
     assert guess_style(raw) == KeyStyle()
     assert candidates(raw, raw) == [KeyStyle()]
     assert candidates(raw, {"a": (1,), "a.w": (2,)}) == []
+
+
+# --- an attribute around the net ------------------------------------------------------------------
+
+
+def prefixed_candidates(raw: Shapes, target: Shapes) -> list[str]:
+    found = [*ways(raw, target), *prefixed_ways(raw, target)]
+    return [str(w.reading) for w in found if is_whole(w, raw, target)]
+
+
+READINGS = st.builds(
+    lambda style, name, add: Reading(style, **({"add": name} if add else {"drop": name})),
+    wrapped_nets().map(lambda pair: pair[1]),
+    st.text(min_size=1, max_size=5).filter(lambda s: "." not in s),
+    st.booleans(),
+)
+
+
+@given(READINGS)
+def test_a_readings_text_is_read_back(reading: Reading) -> None:
+    assert Reading.parse(str(reading)) == reading
+
+
+@pytest.mark.parametrize(
+    ("text", "raw", "name"),
+    [
+        ("model.", "model.fc.weight", "fc.weight"),
+        ("+bert.", "fc.weight", "bert.fc.weight"),
+        ("model.,model._orig_mod.", "model._orig_mod.fc.weight", "fc.weight"),
+        ("module.model.", "module.model.fc.weight", "fc.weight"),
+        ("_forward_module.model.,model._orig_mod.", "_forward_module.model._orig_mod.w", "w"),
+        ("[module].", "module.fc.weight", "fc.weight"),
+        ("model._orig_mod.", "model._orig_mod.fc.weight", "model.fc.weight"),
+        ("model.", "model", None),
+        ("model.", "models.fc.weight", None),
+        ("", "model.fc.weight", "model.fc.weight"),
+    ],
+)
+def test_an_attribute_is_dropped_or_added_as_stated(text: str, raw: str, name: str | None) -> None:
+    reading = Reading.parse(text)
+    assert reading.place(to_canonical([raw], reading.style)[raw]) == name
+
+
+@pytest.mark.parametrize("text", ["model", "a.b.", "+", "model.,", "model.,net.", "+a.b.", "."])
+def test_what_is_no_reading_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="key style"):
+        Reading.parse(text)
+
+
+@given(wrapped_nets(), st.sampled_from(["model", "net", "n_averaged"]))
+@settings(max_examples=300)
+def test_every_net_under_an_attribute_is_recognised_by_its_plain_self(
+    net: tuple[dict[str, tuple[int, ...]], KeyStyle], attribute: str
+) -> None:
+    shapes, style = net
+    held = {f"{attribute}.{key}": shapes[name] for name, key in to_raw(shapes, style).items()}
+    texts = prefixed_candidates(held, shapes)
+    assert len(texts) >= 1
+    maps = set()
+    for reading in map(Reading.parse, texts):
+        named = to_canonical(held, reading.style)
+        maps.add(tuple((key, reading.place(name)) for key, name in named.items()))
+    assert len(maps) == len(texts)
+    truth = {f"{attribute}.{key}": name for name, key in to_raw(shapes, style).items()}
+    assert tuple(truth.items()) in maps
+    assert prefixed_candidates(shapes, {f"{attribute}.{k}": s for k, s in shapes.items()})
+
+
+def test_an_attribute_is_dropped_from_no_key_while_the_net_names_another() -> None:
+    raw = {"model.a": (1,), "b": (2,)}
+    assert prefixed_ways(raw, {"a": (1,), "b": (2,)}) == []
+    assert prefixed_ways({"model.a": (1,), "a": (1,)}, {"a": (1,)}) == []
+    (way,) = prefixed_ways(raw, {"a": (1,)})
+    assert (str(way.reading), is_whole(way, raw, {"a": (1,)})) == ("model.", False)
+
+
+def test_an_attribute_is_never_called_like_a_wrapper() -> None:
+    assert prefixed_ways({"module.a": (1,), "b": (2,)}, {"a": (1,)}) == []
+    assert prefixed_ways({"a": (1,)}, {"module.a": (1,)}) == []
+
+
+def test_a_net_with_a_child_called_model_keeps_it() -> None:
+    net = {"model.weight": (2, 2), "model.bias": (2,)}
+    assert prefixed_candidates(net, net) == [""]
+    assert prefixed_candidates({f"model.{k}": s for k, s in net.items()}, net) == ["model."]
+
+
+def test_a_reading_that_makes_two_keys_one_is_no_way() -> None:
+    net = {"n_averaged": (1,), "module.n_averaged": (1,)}
+    held = {f"model.{k}": s for k, s in net.items()}
+    assert prefixed_candidates(held, net) == ["model."]
+    (way,) = ways(net, {"n_averaged": (1,)})
+    assert dict(way.matched) == {"n_averaged": "n_averaged"}
+    assert not way.reading

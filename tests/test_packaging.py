@@ -101,6 +101,7 @@ def imported(*words: str, registry: str) -> set[str]:
         "list", "models", "best net", "show net", "plan net --device cpu", "info", "tag net good",
         "pull net -o {tmp}/out.pt", "push {tmp}/w.pt", "record net loss=0.5",
         "rm net@v2 --yes --force",
+        "import {tmp} --model net",
     ],
 )  # fmt: skip
 def test_a_command_that_needs_no_torch_imports_neither_torch_nor_alembic(
@@ -136,7 +137,8 @@ def test_the_public_names_are_these() -> None:
     import registry
 
     assert sorted(registry.__all__) == sorted([
-        "Registry", "Run", "Checkpoint", "File", "Git", "LoadPlan", "LoadResult", "Model",
+        "Registry", "Run", "Checkpoint", "Diff", "File", "Git", "ImportedFile", "ImportResult",
+        "LoadPlan", "LoadResult", "Model",
         "Provenance", "RunRecord", "RunRef", "Device", "KeyStyle", "Signature", "TensorSpec",
         "Topology", "CkregError", "CkregWarning", "AmbiguousError", "BusyError", "ConflictError",
         "ContainerError", "DamagedError", "NoSpaceError", "NotFoundError", "NotWritableError",

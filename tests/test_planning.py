@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import AmbiguousError, RefusedLoadError
+from registry.keys import Reading
 from registry.planning import (
     LoadPlan,
     Machine,
@@ -25,6 +26,7 @@ from registry.planning import (
     make_plan,
 )
 from registry.planning.dtypes import widens
+from registry.planning.structures import structures
 from registry.records import Provenance
 from registry.signature import KeyStyle
 from registry.topology import Device, Topology
@@ -35,6 +37,7 @@ FOREIGN = Provenance("unknown", "inferred")
 HERE = Machine({"cpu": 1})
 TWO_GPUS = Machine({"cpu": 1, "cuda": 2})
 MODULE = KeyStyle.parse("module.")
+READ_MODULE = Reading(MODULE)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -175,7 +178,7 @@ def test_several_ways_under_allow_are_ambiguous() -> None:
         plan(foreign(raw), target(net), allow=("*",))
     assert set(caught.value.candidates) == {"module.", "module.module."}
     assert "keys=" in str(caught.value)
-    p = plan(foreign(raw), target(net), allow=("*",), keys=MODULE)
+    p = plan(foreign(raw), target(net), allow=("*",), keys=READ_MODULE)
     assert p.keys_from == "stated"
     assert [m.key for m in p.moves] == ["module.w"]
 
@@ -189,7 +192,7 @@ def test_allow_doesnt_stop_a_single_way_from_being_found() -> None:
 
 def test_a_stated_style_that_has_no_place_in_the_file_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"names a wrapper at 'feature'"):
-        plan(foreign(NET), target(), keys=KeyStyle.parse("feature.module."))
+        plan(foreign(NET), target(), keys=Reading.parse("feature.module."))
 
 
 def test_entries_that_are_no_tensors_are_joined_too() -> None:
@@ -668,7 +671,7 @@ def test_known_keys_come_out_plain_or_as_asked() -> None:
     assert [m.key for m in plan(s).moves] == list(NET)
     out = plan(s, out_keys=KeyStyle.parse("fc._orig_mod."))
     assert [m.key for m in out.moves][-1] == "fc._orig_mod.bias"
-    stated = plan(foreign(prefixed("module.")), keys=MODULE)
+    stated = plan(foreign(prefixed("module.")), keys=READ_MODULE)
     assert [m.key for m in stated.moves] == list(NET)
 
 
@@ -684,7 +687,7 @@ def test_foreign_keys_stay_as_they_are() -> None:
 def test_a_guess_is_never_written(out: KeyStyle) -> None:
     s = foreign(prefixed("module."), file_keys=MODULE)
     assert "ckreg push FILE --keys 'module.'" in refused(s, out_keys=out)
-    assert plan(s, out_keys=out, keys=MODULE).moves
+    assert plan(s, out_keys=out, keys=READ_MODULE).moves
 
 
 def test_foreign_keys_without_any_wrapper_can_be_written_as_asked() -> None:
@@ -710,7 +713,7 @@ def test_wishes_that_need_a_net_are_bad_calls_without_one(wish: dict[str, Any]) 
 def test_a_plan_is_a_page_that_a_person_reads() -> None:
     text = str(plan(full(), target(optimizers=optimizer(), training=True), world_size=1))
     lines = text.splitlines()
-    assert len(lines) <= 22
+    assert len(lines) <= 23
     assert all(len(line) <= 114 for line in lines)
     for part in (
         "digits@v3", "4 x A100 ddp (recorded)", "map_location", "none renamed", "exact",
@@ -812,3 +815,160 @@ def test_the_python_by_hand_skips_fills_and_reorders() -> None:
         "state": {0: "conv", 1: "bias", 2: "embed"},
         "param_groups": [{"lr": 2, "params": [0]}, {"lr": 1, "params": [1, 2]}],
     }
+
+
+# --- an attribute around the net ------------------------------------------------------------------
+
+
+def test_an_attribute_is_inferred_and_the_plan_says_so() -> None:
+    p = plan(foreign(prefixed("model._orig_mod.")), target())
+    assert (str(p.reading), p.keys_from) == ("model.,model._orig_mod.", "inferred")
+    assert p.renames == {"model._orig_mod." + k: k for k in NET}
+    assert "with the net under 'model'" in str(p)
+    assert "k.removeprefix('model._orig_mod.')" in p.python
+    shown = p.to_dict()
+    assert (shown["file_keys"], shown["dropped"], shown["added"]) == (
+        "model._orig_mod.",
+        "model",
+        "",
+    )
+
+
+def test_a_recorded_style_is_never_bettered_by_an_attribute() -> None:
+    text = refused(saved(prefixed("model.")), target())
+    assert "hint: the net lies one attribute deeper on one side: keys='model.'" in text
+    p = plan(saved(prefixed("model.")), target(), keys=Reading.parse("model."))
+    assert p.keys_from == "stated"
+
+
+def test_several_attributes_that_fit_under_allow_are_ambiguous() -> None:
+    raw = {"online.w": (2,), "momentum.w": (2,)}
+    with pytest.raises(AmbiguousError) as caught:
+        plan(foreign(raw), target({"w": (2,)}), allow=("*",))
+    assert set(caught.value.candidates) == {"online.", "momentum."}
+    p = plan(foreign(raw), target({"w": (2,)}), allow=("*",), keys=Reading.parse("online."))
+    assert [m.source for m in p.moves] == ["online.w"]
+    assert p.unexpected == ("momentum.w",)
+
+
+def test_keys_outside_of_a_stated_attribute_need_allow_and_never_fit() -> None:
+    raw = {**prefixed("model."), "loss.weight": (3,)}
+    stated = Reading.parse("model.")
+    assert "'loss.weight'" in refused(foreign(raw), target(), keys=stated)
+    assert plan(foreign(raw), target(), keys=stated, allow=("loss.*",)).unexpected == (
+        "loss.weight",
+    )
+    assert "lie outside" in refused(foreign(raw), keys=stated)
+    partly = {**prefixed("model."), "head.weight": (3,)}
+    net = target({**NET, "head.weight": (3,)})
+    assert "stripped from some keys" in refused(foreign(partly), net, keys=stated, allow=("*",))
+    with pytest.raises(ValueError, match="drops 'net'"):
+        plan(foreign(raw), target(), keys=Reading.parse("net."))
+
+
+def test_recorded_ties_follow_the_attribute() -> None:
+    s = saved({"model.a": (2,)}, ties=(("model.a", "model.b"),))
+    p = plan(s, target({"a": (2,), "b": (2,)}), keys=Reading.parse("model."))
+    assert {m.key: m.source for m in p.moves} == {"a": "model.a", "b": "model.a"}
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MEGA = {"a": (250, 1000), "b": (250, 1000)}  # 1 MB each as float32
+
+
+def sized(dtype: str = "float32", **more: Any) -> Saved:
+    width = {"float32": 4, "bfloat16": 2}[dtype]
+    tensors = tuple(
+        SavedTensor(k, dtype, shape=s, size_bytes=250_000 * width) for k, s in MEGA.items()
+    )
+    return replace(saved(MEGA), tensors=tensors, **more)
+
+
+def test_a_state_dict_stays_mapped_and_counts_once() -> None:
+    memory = plan(sized()).memory
+    assert (memory.devices, memory.host_peak) == ({"cpu": 2_000_000}, 2_000_000)
+
+
+def test_a_device_needs_the_tensors_and_the_host_what_is_mapped() -> None:
+    p = plan(sized(size_bytes=9_000_000), device="cuda:1", machine=TWO_GPUS)
+    assert p.memory.devices == {"cuda:1": 2_000_000}
+    assert p.memory.host_peak == 2_000_000
+    assert "2 MB to read of 9 MB" in str(p)
+    assert "memory        2 MB on cuda:1; at most 2 MB on the host" in str(p)
+    assert p.to_dict()["memory"] == {"devices": {"cuda:1": 2_000_000}, "host_peak": 2_000_000}
+
+
+def test_a_cast_counts_in_the_type_that_it_becomes() -> None:
+    p = plan(sized("bfloat16"), target(MEGA), cast="widen")
+    assert p.bytes_to_read == 1_000_000
+    assert p.memory.devices == {"cpu": 2_000_000}
+    assert p.memory.host_peak == 3_000_000
+    assert "2 MB on cpu (the net has them already)" in str(p)
+
+
+def test_a_meta_target_takes_the_mapping_itself() -> None:
+    memory = plan(sized(), target(MEGA, meta=True)).memory
+    assert (memory.devices, memory.host_peak) == ({"cpu": 2_000_000}, 2_000_000)
+
+
+def test_tied_tensors_take_their_memory_once() -> None:
+    tied = target({"a": (250, 1000), "b": (250, 1000)}, ties=(("a", "b"),))
+    assert plan(sized(), tied).memory.devices == {"cpu": 1_000_000}
+
+
+def test_an_optimizers_state_lies_beside_its_parameters() -> None:
+    state = SavedOptimizer("torch.optim.adam.Adam", (("a", "b"),), group_sizes=(2,),
+                           size_bytes=4_000_000)  # fmt: skip
+    t = target(MEGA, optimizers={
+        "optimizer": TargetOptimizer("torch.optim.adam.Adam", (("a", "b"),))
+    })  # fmt: skip
+    asked = plan(sized(optimizers={"optimizer": state}), t)
+    assert asked.memory.devices == {"cpu": 6_000_000}
+    assert asked.bytes_to_read == 6_000_000
+    unasked = plan(sized(optimizers={"optimizer": state}), target(MEGA))
+    assert unasked.bytes_to_read == 2_000_000
+
+
+# --- structures -----------------------------------------------------------------------------------
+
+
+def test_a_structure_needs_all_its_signs_at_one_place() -> None:
+    assert structures(["a.weight"], ["a.weight_g"]) == []
+    assert structures([], ["a.weight_orig", "b.weight_mask"]) == []
+    assert structures([], ["a.scale", "b.zero_point"]) == []
+    (found,) = structures([], ["a.weight_orig", "a.weight_mask", "b.weight_orig", "b.weight_mask"])
+    assert (found.side, found.modules) == ("file", 2)
+    assert str(found) == (
+        "the file has pruning masks (torch.nn.utils.prune) on 2 modules: 'a.weight_orig', "
+        "'a.weight_mask'"
+    )
+
+
+def test_each_key_explains_one_structure() -> None:
+    keys = [f"parametrizations.weight.original{i}" for i in "01"]
+    (found,) = structures(["weight"], keys)
+    assert "weight_norm" in found.name
+    (found,) = structures(
+        ["weight"], ["parametrizations.weight.original", "parametrizations.weight.0._u"]
+    )
+    assert "spectral_norm" in found.name
+
+
+def test_two_forms_of_one_structure_have_the_files_cure_alone() -> None:
+    old = ["fc.weight_g", "fc.weight_v"]
+    new = [f"fc.parametrizations.weight.original{i}" for i in "01"]
+    theirs, ours = structures(old, new)
+    assert (theirs.side, ours.side) == ("file", "net")
+    assert theirs.cure.startswith("torch.nn.utils.parametrizations.weight_norm(layer)")
+    assert ours.cure == ""
+
+
+def test_a_tensor_that_cannot_be_read_says_what_it_is() -> None:
+    made = "torch._utils._rebuild_sparse_tensor"
+    s = saved(
+        {k: v for k, v in NET.items() if k != "fc.bias"},
+        others=("fc.bias",), unbuildable={"fc.bias": made},
+    )  # fmt: skip
+    assert "'fc.bias' is no tensor that can be read: it is sparse" in refused(s, target())
+    assert "it is sparse" in refused(s)

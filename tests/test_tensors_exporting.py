@@ -27,6 +27,7 @@ from torch import nn
 
 from registry.containers import read as read_container
 from registry.errors import ContainerError, NoSpaceError, UntrustedError
+from registry.keys import Reading
 from registry.signature import KeyStyle
 from registry.tensors import exporting
 from registry.tensors.checks import same_bits
@@ -92,7 +93,7 @@ def test_our_record_goes_along_where_keys_stay_canonical() -> None:
 
 def test_weights_alone_are_a_state_dict_that_loads_as_it_is() -> None:
     data = torch_saved({"state_dict": nn.DataParallel(seeded(1)).state_dict(), "epoch": 3})
-    tree = adapted(data, only_weights=True, keys=KeyStyle.parse("module."), out_keys=KeyStyle())
+    tree = adapted(data, only_weights=True, keys=Reading.parse("module."), out_keys=KeyStyle())
     file = torch_loaded(torch_file(tree, "cpu"))
 
     net = seeded(2)
@@ -176,7 +177,7 @@ def test_weights_deep_in_the_file_are_replaced_there_and_what_lies_beside_them_s
     inner = {"state_dict": nn.DataParallel(seeded(1)).state_dict(), "args": {"n": 2}}
     data = torch_saved({"model": inner, "seed": 7})
 
-    tree = adapted(data, keys=KeyStyle.parse("module."), out_keys=KeyStyle())
+    tree = adapted(data, keys=Reading.parse("module."), out_keys=KeyStyle())
 
     file = torch_loaded(torch_file(tree, "cuda:0", "model"), map_location="cpu")
     assert file["seed"] == 7

@@ -6,15 +6,16 @@ the database, nor what the bytes mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..values import CheckpointId
 from .blob import Blob
+from .folders import Place
 from .local import LocalStore
 from .ranges import Index, Range
-from .reading import BlobFile, FileBytes, Progress, SourceFile
+from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
 from .staging import Staged
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "FileBytes",
     "SourceFile",
     "Staged",
+    "Place",
     "Index",
     "Range",
     "Progress",
+    "Total",
 ]
 
 
@@ -63,7 +66,7 @@ class BlobStore(Protocol):
         ...
 
     def owns(self, path: Path) -> bool:
-        """Say whether a path leads to a file of the store's own."""
+        """Say whether a path leads to a file of the store's own, or to a folder around them."""
         ...
 
     def stage(self, *, expect_bytes: int | None = None) -> Staged:
@@ -100,10 +103,32 @@ class BlobStore(Protocol):
         """Write a blob's bytes to a path outside the store, verified on the way."""
         ...
 
+    def pull_folder(
+        self,
+        blobs: Mapping[str, Blob],
+        dest: Path,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write blobs as the files of a folder, verified on the way, all or none."""
+        ...
+
     def produce(
         self, dest: Path, fill: Callable[[Staged], None], *, force: bool = False, expect_bytes: int
     ) -> None:
         """Write a file that isn't a blob's to a path outside the store, as `pull` would."""
+        ...
+
+    def produce_folder(
+        self,
+        dest: Path,
+        fill: Callable[[Place], None],
+        *,
+        replaceable: Callable[[str], bool] | None = None,
+        expect_bytes: int,
+    ) -> None:
+        """Write a folder of files to a path outside the store, all of them or none."""
         ...
 
     def put_record(self, id: str, text: str) -> None:

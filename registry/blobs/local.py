@@ -15,8 +15,9 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,7 +28,7 @@ from ..errors import (
     NotFoundError,
 )
 from ..values import CheckpointId, checkpoint_id
-from . import marker, pulling, staging
+from . import folders, marker, pulling, staging
 from .blob import Blob, fresh
 from .disk import (
     NOFOLLOW,
@@ -43,7 +44,7 @@ from .disk import (
     unlink_quietly,
 )
 from .marker import MARKER, SHARDS
-from .reading import BlobFile, Progress, SourceFile, damaged
+from .reading import BlobFile, Progress, SourceFile, Total, damaged
 from .staging import Staged
 
 _MAX_RECORD: Final = 64 << 20
@@ -117,8 +118,9 @@ class LocalStore:
         return str(self.root)
 
     def owns(self, path: Path) -> bool:
-        """Say whether a path leads to a file of the store's own."""
-        return pulling.lies_in(path.resolve(), self._own())
+        """Say whether a path leads to a file of the store's own, or to a folder around them."""
+        here, own = path.resolve(), self._own()
+        return pulling.lies_in(here, own) or any(pulling.lies_in(o.resolve(), [here]) for o in own)
 
     # --- blobs in -----------------------------------------------------------------------------
 
@@ -305,6 +307,66 @@ class LocalStore:
         dest = dest.absolute()
         self._check_not_ours(dest)
         pulling.produce(dest, fill, force=force, keep_out=self._own(), expect_bytes=expect_bytes)
+
+    def pull_folder(
+        self,
+        blobs: Mapping[str, Blob],
+        dest: Path,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write blobs as the files of a folder, verified on the way; it appears whole or not at
+        all.
+
+        A folder that holds them already is left as it is, and may hold more.
+
+        Args:
+            blobs: by relative POSIX path in the folder.
+            force: replace a folder that holds nothing but files of these names.
+
+        Raises:
+            ConflictError, NotFoundError, DamagedError, NoSpaceError, NotWritableError: as pull.
+        """
+        dest = dest.absolute()
+        self._check_not_ours(dest)
+        pulling.check_parent(dest, self._own())
+        if dest.is_dir() and all(pulling.holds_blob(dest / n, b) for n, b in blobs.items()):
+            return
+        size = sum(blob.size_bytes for blob in blobs.values())
+        shown = Total(size, progress)
+
+        def fill(place: folders.Place) -> None:
+            for name, blob in blobs.items():
+                with self.open_blob(blob) as file:
+                    step = shown.next(file.size)
+                    place(name, partial(pulling.copy_verified, file, progress=step))
+
+        self.produce_folder(
+            dest, fill, replaceable=blobs.__contains__ if force else None, expect_bytes=size
+        )
+
+    def produce_folder(
+        self,
+        dest: Path,
+        fill: Callable[[folders.Place], None],
+        *,
+        replaceable: Callable[[str], bool] | None = None,
+        expect_bytes: int,
+    ) -> None:
+        """Write a folder of files that aren't blobs' to a path outside the store.
+
+        Args:
+            replaceable: says of a name in a folder that is there whether it may be replaced.
+
+        Raises:
+            ConflictError, NotFoundError, NoSpaceError, NotWritableError: as pull.
+        """
+        dest = dest.absolute()
+        self._check_not_ours(dest)
+        folders.produce_folder(
+            dest, fill, replaceable=replaceable, keep_out=self._own(), expect_bytes=expect_bytes
+        )
 
     def _own(self) -> list[Path]:
         return [self.root / name for name in ("blobs", "records", "tmp")]

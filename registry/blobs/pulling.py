@@ -16,8 +16,10 @@ from pathlib import Path
 
 from ..errors import ConflictError, NotFoundError
 from ..values import Digest
+from .blob import Blob
 from .disk import (
     NO_LINK,
+    NOFOLLOW,
     NONBLOCK,
     check_space,
     kind_of,
@@ -52,19 +54,47 @@ def deliver(
         DamagedError: the blob's bytes aren't those that were stored.
         NoSpaceError, NotWritableError: it can't be written there.
     """
-    _check_parent(dest, keep_out)
+    check_parent(dest, keep_out)
     if _holds_already(dest, file.size, file.blob.digest, force=force):
         return
 
-    def fill(staged: Staged) -> None:
-        copied = staged.copy(file, progress=progress)
-        found = staged.finish()
-        if copied < file.size:
-            raise damaged(file.blob, file.path, f"it ended after {copied} bytes of {file.size}")
-        if found != file.blob.digest:
-            raise damaged(file.blob, file.path, f"its bytes have the digest {found}")
+    _write(
+        dest,
+        lambda staged: copy_verified(file, staged, progress),
+        force=force,
+        expect_bytes=file.size,
+    )
 
-    _write(dest, fill, force=force, expect_bytes=file.size)
+
+def copy_verified(file: BlobFile, staged: Staged, progress: Progress | None) -> None:
+    """Copy a blob, and see that what was written is what was stored.
+
+    Raises:
+        DamagedError: it is not.
+    """
+    copied = staged.copy(file, progress=progress)
+    found = staged.finish()
+    if copied < file.size:
+        raise damaged(file.blob, file.path, f"it ended after {copied} bytes of {file.size}")
+    if found != file.blob.digest:
+        raise damaged(file.blob, file.path, f"its bytes have the digest {found}")
+
+
+def holds_blob(dest: Path, blob: Blob) -> bool:
+    """Say whether a path is a regular file, and no link, with a blob's bytes."""
+    try:
+        fd = os.open(dest, os.O_RDONLY | NONBLOCK | NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        found = os.fstat(fd)
+        return (
+            stat.S_ISREG(found.st_mode)
+            and found.st_size == blob.size_bytes
+            and FileBytes(fd, dest, found.st_size).hash() == blob.digest
+        )
+    finally:
+        os.close(fd)
 
 
 def produce(
@@ -83,7 +113,7 @@ def produce(
     Raises:
         ConflictError, NotFoundError, NoSpaceError, NotWritableError: as deliver.
     """
-    _check_parent(dest, keep_out)
+    check_parent(dest, keep_out)
     _write(dest, fill, force=force, expect_bytes=expect_bytes)
 
 
@@ -107,7 +137,12 @@ def _write(dest: Path, fill: Callable[[Staged], None], *, force: bool, expect_by
             sync_folder(staged.folder)
 
 
-def _check_parent(dest: Path, keep_out: Iterable[Path]) -> None:
+def check_parent(dest: Path, keep_out: Iterable[Path]) -> None:
+    """Refuse a destination whose folder isn't there, or is the store's.
+
+    Raises:
+        ConflictError, NotFoundError: as deliver.
+    """
     parent = dest.parent
     try:
         found = os.stat(parent)

@@ -24,6 +24,28 @@ from .hashing import digest_in, hasher
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
+
+class Total:
+    """Progress over several files or parts, shown as one.
+
+    Args:
+        total: the bytes in all.
+    """
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._before = 0
+
+    def next(self, size: int) -> Progress | None:
+        """Return the progress of the next part, of so many bytes."""
+        shown, before = self._progress, self._before
+        self._before += size
+        if shown is None:
+            return None
+        return lambda done, _: shown(before + done, self._total)
+
+
 STEP: Final = 16 << 20
 """Bytes between two calls of a Progress."""
 
@@ -208,8 +230,8 @@ class SourceFile(FileBytes):
                 found = os.fstat(fd)
             if stat.S_ISDIR(found.st_mode):
                 raise ContainerError(
-                    f"{str(path)!r} is a folder: folders come with a later version of ckreg",
-                    hint="push the file inside it that holds the weights",
+                    f"{str(path)!r} is a folder, not a file",
+                    hint=f"look what is in it: ls {shlex.quote(str(path))}",
                 )
             if not stat.S_ISREG(found.st_mode):
                 raise ContainerError(f"{str(path)!r} is {kind_of(found.st_mode)}, not a file")

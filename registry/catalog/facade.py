@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from sqlalchemy import delete, func, insert, select, update
 
@@ -120,6 +120,8 @@ class Catalog:
         sort: str = "-created_at",
         limit: int | None = None,
         include_removed: bool = False,
+        memory_bytes: int | None = None,
+        signature: Digest | None = None,
     ) -> Iterator[Checkpoint]:
         """Iterate over the checkpoints that match, each page in a transaction of its own.
 
@@ -127,12 +129,15 @@ class Catalog:
             run: an id.
             tags: all of these.
             sort: a field of the where-language or a metric; `-` in front for descending.
+            memory_bytes, signature: see Query.
 
         Raises:
             NotFoundError: no such model. At the first step, as all errors of an iterator.
             ValueError: the sort names neither a field nor a metric.
         """
-        query = Query(model, dataset, run, where, tuple(tags), sort, include_removed)
+        query = Query(
+            model, dataset, run, where, tuple(tags), sort, include_removed, memory_bytes, signature
+        )
         left, after = limit, None
         while left is None or left > 0:
             found = self.page(query, size=_PAGE if left is None else min(left, _PAGE), after=after)
@@ -162,13 +167,18 @@ class Catalog:
         where: Expression | None = None,
         tags: Sequence[str] = (),
         include_removed: bool = False,
+        memory_bytes: int | None = None,
+        signature: Digest | None = None,
     ) -> int:
         """Return how many checkpoints `find` with the same words would give.
 
         Raises:
             NotFoundError: no such model.
         """
-        query = Query(model, dataset, run, where, tuple(tags), include_removed=include_removed)
+        query = Query(
+            model, dataset, run, where, tuple(tags), include_removed=include_removed,
+            memory_bytes=memory_bytes, signature=signature,
+        )  # fmt: skip
         with self._database.read() as connection:
             return finding.count(connection, query)
 
@@ -417,6 +427,11 @@ class Catalog:
                 .limit(1)
             ).one_or_none()
             return None if row is None else settling.blob_of(row)
+
+    def holding(self, digests: Collection[Digest]) -> list[Checkpoint]:
+        """Return the live checkpoints that consist of just these bytes, newest first."""
+        with self._database.read() as connection:
+            return finding.holding(connection, digests)
 
     def has_probe(self, probe: str) -> bool:
         """Return whether a blob's size, head and tail have this digest: perhaps the same bytes."""

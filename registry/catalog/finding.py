@@ -8,7 +8,7 @@ value that is sorted by comes last; of equals the highest version comes first.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from ..records import Checkpoint
-from ..tables import checkpoints, metrics, models, runs, tags
+from ..tables import checkpoints, files, metrics, models, runs, signatures, tags
 from ..values import Digest, canonical_json
 from ..where import COLUMNS, Expression
 from . import filters
@@ -43,7 +43,12 @@ _ALWAYS_THERE: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which checkpoints, in which order."""
+    """Which checkpoints, in which order.
+
+    Attributes:
+        memory_bytes: only those whose weights, as recorded, take no more than this.
+        signature: only those with this signature, canonical or raw.
+    """
 
     model: str | None = None
     dataset: Dataset = ANY
@@ -52,6 +57,8 @@ class Query:
     tags: tuple[str, ...] = ()
     sort: str = "-created_at"
     include_removed: bool = False
+    memory_bytes: int | None = None
+    signature: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +131,9 @@ def page(connection: Connection, query: Query, *, size: int, after: str | None) 
 def count(connection: Connection, query: Query) -> int:
     """Return how many checkpoints a list has; without conditions, from the models' counters."""
     row = None if query.model is None else the_model(connection, query.model)
-    plain = query.dataset is ANY and query.run is None and query.where is None and not query.tags
-    if plain:
+    plain = query.dataset is ANY and not query.tags
+    narrow = (query.run, query.where, query.memory_bytes, query.signature)
+    if plain and all(condition is None for condition in narrow):
         counter = models.c.versions if query.include_removed else models.c.live
         if row is not None:
             return int(row._mapping[counter.name])
@@ -150,11 +158,25 @@ def fits(connection: Connection, digests: Sequence[Digest]) -> list[Checkpoint]:
     return [c for at in range(0, len(pks), 500) for c in fetch(connection, pks[at : at + 500])]
 
 
+def holding(connection: Connection, digests: Collection[Digest]) -> list[Checkpoint]:
+    """Return the live checkpoints whose files have just these digests, newest first."""
+    wanted = set(digests)
+    pks = connection.scalars(
+        select(files.c.checkpoint_pk)
+        .join(checkpoints, checkpoints.c.pk == files.c.checkpoint_pk)
+        .where(files.c.digest == min(wanted), checkpoints.c.removed_at.is_(None))
+        .distinct()
+    ).all()
+    found = [c for c in fetch(connection, list(pks)) if {f.digest for f in c.files} == wanted]
+    return sorted(found, key=lambda c: (c.created_at, c.version), reverse=True)
+
+
 # --- conditions -----------------------------------------------------------------------------------
 
 
 def _conditions(query: Query, model_pk: int | None) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
+    raw = checkpoints.c.raw_signature
     if model_pk is not None:
         found.append(checkpoints.c.model_pk == model_pk)
     if query.dataset is not ANY:
@@ -172,6 +194,13 @@ def _conditions(query: Query, model_pk: int | None) -> list[ColumnElement[bool]]
     )
     if query.where is not None:
         found.append(filters.compile(query.where))
+    if query.memory_bytes is not None:
+        sized = select(signatures.c.digest).where(signatures.c.size_bytes <= query.memory_bytes)
+        found.append(checkpoints.c.tensors > 0)
+        found.append(checkpoints.c.signature.in_(sized))
+    if query.signature is not None:
+        wanted = query.signature
+        found.append(or_(checkpoints.c.signature == wanted, and_(raw.is_not(None), raw == wanted)))
     return found
 
 

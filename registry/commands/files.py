@@ -1,4 +1,4 @@
-"""Commands that move files in and out: push, pull."""
+"""Commands that move files in and out: push, import, pull, export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("file", type=FILE)
+@click.argument("path", type=FILE)
 @click.option("--model", metavar="NAME", help="The model's name.")
 @click.option("--dataset", metavar="NAME", help="What it was trained on.")
 @click.option("--run", metavar="NAME", help="The training job; the same name continues it.")
@@ -46,11 +46,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Repeatable.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Repeatable; moves here.")
 @click.option("--note", metavar="TEXT")
-@click.option("--move", is_flag=True, help="Remove FILE once its bytes are recorded.")
+@click.option("--move", is_flag=True, help="Remove PATH once its bytes are recorded.")
 @answers
 def push(
     session: Session,
-    file: Path,
+    path: Path,
     *,
     model: str | None,
     dataset: str | None,
@@ -67,16 +67,16 @@ def push(
     note: str | None,
     move: bool,
 ) -> None:
-    """Record a checkpoint file; what isn't said is read from it.
+    """Record a checkpoint; what isn't said is read from it.
 
     \b
     Example:
       ckreg push resnet50-best.pth --dataset cifar10 --metric val/loss=0.21
     """
     out = session.out
-    with session.open() as reg, out.progress(f"push {file.name}") as progress:
+    with session.open() as reg, out.progress(f"push {path.name}") as progress:
         ckpt = reg.push(
-            file,
+            path,
             model=model,
             dataset=dataset,
             run=run,
@@ -94,6 +94,47 @@ def push(
             progress=progress,
         )
     out.written(reg.location, ckpt)
+
+
+@click.command("import")
+@click.argument("folder", metavar="DIR", type=FILE)
+@click.option("--model", metavar="NAME", help="Of all; default: as each says, or is named.")
+@click.option("--dataset", metavar="NAME", help="What they were trained on.")
+@click.option("--run", metavar="NAME", help="The training job; the same name continues it.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
+@answers
+@click.pass_context
+def import_(
+    context: click.Context,
+    session: Session,
+    folder: Path,
+    *,
+    model: str | None,
+    dataset: str | None,
+    run: str | None,
+    tags: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Record every checkpoint below a folder.
+
+    Facts that only a file's name says are marked with a '?'. A second run adds nothing. Exits with
+    1 when a checkpoint didn't go in; what is no checkpoint is passed over.
+
+    \b
+    Example:
+      ckreg import runs --dataset cifar10 --dry-run
+    """
+    out = session.out
+    with session.open() as reg:
+        with out.progress(f"import {folder}") as progress:
+            done = reg.import_(
+                folder, model=model, dataset=dataset, run=run, tags=tags, dry_run=dry_run,
+                progress=progress,
+            )  # fmt: skip
+        out.imported(done, reg.location)
+    if done.failed:
+        context.exit(1)
 
 
 @click.command()
@@ -124,7 +165,7 @@ def pull(
     dataset: str | None,
     force: bool,
 ) -> None:
-    """Write a checkpoint to a file, as stored or adapted.
+    """Write a checkpoint out, as stored or adapted.
 
     \b
     Example:
@@ -143,6 +184,58 @@ def pull(
                 only=only,
                 weights=weights,
                 format=format,
+                dataset=dataset,
+                force=force,
+                progress=progress,
+            )
+        out.path(path)
+
+
+@click.command()
+@ref_argument
+@click.option("-o", "--output", type=FILE, metavar="DIR", required=True, help="The new folder.")
+@click.option(
+    "--format", type=click.Choice(["safetensors", "pt"]), default="safetensors",
+    help="Default: safetensors.",
+)  # fmt: skip
+@click.option("--shard-size", metavar="SIZE", help="Files of at most this: 5GB. Default: one file.")
+@click.option("--keys", metavar="STYLE", help="Write keys plain, recorded, or as module., …")
+@click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
+@dataset_option
+@click.option("--force", is_flag=True, help="Replace an earlier export.")
+@json_option
+@registry_option
+@takes_session
+def export(
+    session: Session,
+    ref: str,
+    *,
+    output: Path,
+    format: Literal["safetensors", "pt"],
+    shard_size: str | None,
+    keys: str | None,
+    weights: Literal["live", "ema"] | None,
+    dataset: str | None,
+    force: bool,
+) -> None:
+    """Write the weights into a folder, whole or in shards.
+
+    Names and index are those that transformers reads; ckreg.json beside them is the record.
+
+    \b
+    Example:
+      ckreg export resnet50@best --format safetensors --shard-size 5GB -o resnet50
+    """
+    out = session.out
+    with session.open() as reg:
+        with out.progress(f"export {ref}") as progress:
+            path = reg.export(
+                ref,
+                output,
+                format=format,
+                shard_size=shard_size,
+                keys=keys,
+                weights=weights,
                 dataset=dataset,
                 force=force,
                 progress=progress,

@@ -1,4 +1,4 @@
-"""Commands that only read: list, models, best, show, plan."""
+"""Commands that only read: list, models, best, show, plan, diff."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import click
 from .. import pages
 from ..errors import NotFoundError
 from ..records import Checkpoint, Mode
+from ..values import size_bytes
 from .session import (
     Session,
     answers,
     complete_model,
+    complete_ref,
     dataset_option,
+    json_option,
     ref_argument,
+    registry_option,
+    takes_session,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +51,10 @@ DATASET = click.option("--dataset", metavar="NAME", help="Trained on this.")
 )
 @click.option("--after", metavar="PLACE", help="The page after: `next` of the --json answer.")
 @click.option("--removed", is_flag=True, help="Removed ones too.")
+@click.option("--fits", metavar="REF", help="With the same tensors as this one, however wrapped.")
+@click.option("--loadable", is_flag=True, help="Whose weights fit whole in --memory or --device.")
+@click.option("--memory", metavar="SIZE", help="How much there is, e.g. 24GB.")
+@click.option("--device", metavar="NAME", help="What is free on it now, e.g. cuda:0 or cpu.")
 @answers
 def list_(
     session: Session,
@@ -59,6 +68,10 @@ def list_(
     limit: int,
     after: str | None,
     removed: bool,
+    fits: str | None,
+    loadable: bool,
+    memory: str | None,
+    device: str | None,
 ) -> None:
     """List checkpoints, newest first.
 
@@ -69,10 +82,15 @@ def list_(
     Example:
       ckreg list resnet50 --where 'acc > 0.9' --sort -acc
     """
+    if loadable != (memory is not None or device is not None) or (memory and device):
+        raise click.UsageError("--loadable goes with one of --memory SIZE and --device NAME")
+    room = None if memory is None else size_bytes(memory)
     with session.open() as reg:
+        if device is not None:
+            room = reg.free_memory(device)
         asked: Any = {
             "dataset": dataset, "run": run, "where": where, "tags": tags,
-            "include_removed": removed,
+            "include_removed": removed, "memory": room, "fits": fits,
         }  # fmt: skip
         if limit:
             page = reg.page(model, sort=sort, size=limit, after=after, **asked)
@@ -185,3 +203,22 @@ def plan(
     with session.open() as reg:
         made = reg.plan(ref, dataset=dataset, device=device, keys=keys, weights=weights)
     session.out.text(str(made), made.to_dict(), made.ref)
+
+
+@click.command()
+@click.argument("a", metavar="A", shell_complete=complete_ref)
+@click.argument("b", metavar="B", shell_complete=complete_ref)
+@json_option
+@registry_option
+@takes_session
+def diff(session: Session, a: str, b: str) -> None:
+    """Show how B differs from A: facts, keys, and numbers by module.
+
+    \b
+    Example:
+      ckreg diff resnet50@v11 resnet50@best
+    """
+    out = session.out
+    with session.open() as reg, out.progress(f"diff {a} {b}") as progress:
+        found = reg.diff(a, b, progress=progress)
+    out.text(str(found), found.to_dict(), found.b.ref)

@@ -6,6 +6,7 @@ Law: a `Contents` is an index. It holds no tensor's bytes and no open file; they
 
 from __future__ import annotations
 
+import shlex
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -13,10 +14,17 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from ..errors import ContainerError
-from .source import ByteSource
+from .source import Sources, source_of
 from .tree import DTYPES, Storage, Tensor
 
-Container = Literal["torch-zip", "torch-legacy", "safetensors"]
+Container = Literal[
+    "torch-zip", "torch-legacy", "safetensors", "pickle",
+    # stored and described, not loaded
+    "torchscript", "pt2", "onnx", "gguf", "megatron",
+    # folders
+    "safetensors-sharded", "torch-sharded", "hf-model", "hf-trainer", "accelerate", "peft",
+    "dcp", "lightning-sharded", "deepspeed-zero",
+]  # fmt: skip
 ByteOrder = Literal["little", "big"]
 
 _FORMS: Final = {
@@ -28,16 +36,19 @@ _FORMS: Final = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What one checkpoint file holds.
+    """What one checkpoint holds: a file, or a folder's files together.
 
     Attributes:
-        container: the kind of file.
+        container: the kind of file or folder.
         root: the tree of values, see tree.py.
-        storages: those that the tree names, by their place in the file; they don't overlap.
+        storages: those that the tree names, by file and place; they don't overlap.
         byteorder: of the storages' elements.
         unsafe_globals: the names in it that `torch.load(weights_only=True)` would refuse, sorted.
-        size_bytes: the file's size.
+        size_bytes: the size of the file, or of those used.
         warnings: what is odd about it and harms nothing.
+        used_files: those of a folder that were needed, sorted; empty for a lone file.
+        refusal: for a file that can be stored and not loaded: what it is, and how to get its
+            weights, with {file} for its path.
     """
 
     container: Container
@@ -47,13 +58,34 @@ class Contents:
     unsafe_globals: tuple[str, ...]
     size_bytes: int
     warnings: tuple[str, ...] = ()
+    used_files: tuple[str, ...] = ()
+    refusal: tuple[str, str] | None = None
+
+    @property
+    def loadable(self) -> bool:
+        """Whether weights can be loaded from it; else it is only stored and described."""
+        return self.refusal is None
+
+    def check_loadable(self, name: str, file: str) -> None:
+        """Refuse a file that can only be stored.
+
+        Args:
+            name: how to call it.
+            file: its path, for the hint.
+
+        Raises:
+            ContainerError: it can only be stored; the hint is the way to get its weights.
+        """
+        if self.refusal is not None:
+            what, cure = self.refusal
+            raise ContainerError(f"{name} {what}", hint=cure.replace("{file}", shlex.quote(file)))
 
     @cached_property
     def storage_tags(self) -> dict[str, int]:
         """How many storages were saved on which device: {'cuda:7': 312}, most frequent first."""
         return dict(Counter(storage.tag for storage in self.storages).most_common())
 
-    def scalar(self, source: ByteSource, tensor: Tensor) -> bool | int | float:
+    def scalar(self, sources: Sources, tensor: Tensor) -> bool | int | float:
         """Read a tensor of one element as a number.
 
         Raises:
@@ -63,7 +95,12 @@ class Contents:
         if tensor.elements != 1 or form is None:
             raise ContainerError(f"a {tensor.dtype} tensor of shape {tensor.shape} is no number")
         size = DTYPES[tensor.dtype]
-        data = source.pread(tensor.storage.offset + tensor.offset * size, size)
+        start = tensor.offset * size
+        if tensor.storage.data is not None:
+            data = tensor.storage.data[start : start + size]
+        else:
+            source = source_of(sources, tensor.storage.file)
+            data = source.pread(tensor.storage.offset + start, size)
         little = data if self.byteorder == "little" else data[::-1]
         if tensor.dtype == "bfloat16":
             little = b"\0\0" + little

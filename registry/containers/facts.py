@@ -16,20 +16,30 @@ from typing import Any, Final
 
 from ..errors import ContainerError
 from .contents import Contents
-from .source import ByteSource
-from .tree import Opaque, TaggedDict, Tensor
-from .weights import choose, find, is_optimizer, items_of
+from .frameworks import Layout, layout_of
+from .source import Sources
+from .tree import Assembled, Opaque, TaggedDict, Tensor
+from .weights import (
+    WeightSet,
+    choose,
+    find,
+    is_optimizer,
+    items_of,
+    keyed_by_text,
+    script_weights,
+)
 
 _MODEL: Final = ("model", "arch", "model_name", "architecture")
 _STEP: Final = ("step", "global_step", "iteration", "iter_num")
 _CONFIG: Final = ("config", "args", "hyper_parameters", "hparams")
 _SCHEDULER: Final = re.compile(r"(lr_)?scheduler(_state)?(_dict)?|lr_schedulers?|schedulers|sched")
-_METRIC_WORD: Final = re.compile(
+METRIC_WORD: Final = re.compile(
     r"(?:^|[_/.\- ])"
     r"(?:acc|acc[15]|accuracy|top[15]|prec[15]?|precision|recall|loss|metric|score|map|m?iou|f1|auc|"
     r"psnr|ssim|ppl|perplexity|bleu|mae|mse|rmse|fitness|err|error|fid|wer|cer)"
     r"(?:$|[_/.\- ])"
 )
+_DCP_FILE: Final = re.compile(r"__(\d{1,9})_\d+\.distcp")
 _MAX_RECORD_NODES: Final = 1_000_000
 
 
@@ -40,6 +50,7 @@ class Description:
     Attributes:
         weights: raw key -> tensor, in the file's order.
         where: their dotted path in the root; "" is the root itself.
+        layout: what wrote it, as far as its keys say: `lightning`, `timm`, …
         metadata: the state dict's `_metadata`.
         others: what else the state dict holds, such as `_extra_state`.
         unbuildable: those of `others` that stand for a tensor of a sort that isn't read (sparse,
@@ -48,24 +59,27 @@ class Description:
         ema, ema_where: averaged weights beside the live ones; with `ema_where == where` there are
             no others.
         epoch, step, batch_size: as stated, never adjusted.
+        strategy, world_size: how many processes of what kind saved it, as far as it tells.
         acc: what stands under exactly this key; it may be NaN, which the caller has to refuse.
         metrics: finite numbers under names that say metric, running bests among them.
         skipped_metrics: those that are no finite number: name -> text of the value.
         config: the plain data of the training script's settings; what isn't plain is left out.
         optimizers: name -> state_dict; a single one is called `optimizer`.
+        partitioned: where the optimizer's state is, if it can't be had; in words.
         scheduler, rng, stateful, wrapper_state: as they stand in the file.
         extra: everything else at the top.
         record: what ckreg wrote under the key `ckreg`, checked to be plain data.
         notes: what was passed over, in words.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor | Assembled]
     where: str
+    layout: str | None = None
     metadata: Mapping[str, Any] | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     unbuildable: Mapping[str, Opaque] = field(default_factory=dict)
     module: str | None = None
-    ema: Mapping[str, Tensor] | None = None
+    ema: Mapping[str, Tensor | Assembled] | None = None
     ema_where: str | None = None
     ema_metadata: Mapping[str, Any] | None = None
     model: str | None = None
@@ -73,11 +87,14 @@ class Description:
     epoch: int | None = None
     step: int | None = None
     batch_size: int | None = None
+    strategy: str | None = None
+    world_size: int | None = None
     acc: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped_metrics: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     optimizers: Mapping[str, Any] = field(default_factory=dict)
+    partitioned: str | None = None
     scheduler: Any = None
     stateful: Mapping[str, Any] = field(default_factory=dict)
     rng: Any = None
@@ -87,32 +104,38 @@ class Description:
     notes: tuple[str, ...] = ()
 
 
-def describe(contents: Contents, source: ByteSource) -> Description:
+def describe(contents: Contents, source: Sources) -> Description:
     """Return what a checkpoint file states about itself.
 
     Args:
         contents: the file's index.
-        source: its bytes; read only for facts that were saved as tensors of one element.
+        source: its bytes, of a folder by file name; read only for facts that were saved as
+            tensors of one element.
 
     Raises:
         ContainerError: there are no weights, or the record is no plain data.
         AmbiguousError: there are several sets of weights, and no customary name tells which.
     """
-    top = _top(contents)
+    top = keyed_by_text(_top(contents))
     plain = contents.container == "safetensors"
     # ckreg's own layout: another program's key of that name says nothing about where weights are
     laid_out = {"state_dict": top.get("state_dict")}
     own = not plain and _claims(top) and any(w.where == "state_dict" for w in find(laid_out))
     record = _record(top["ckreg"]) if own or (plain and _claims(top)) else None
-    chosen, ema, notes = choose(laid_out if own else contents.root)
-    beside = chosen.where or plain  # facts have a place of their own
-    facts = _Facts(contents, source, top if beside else {})
+    layout = layout_of(top, contents.container)
+    chosen, ema, notes = choose(laid_out) if own else _weights(contents, layout)
+    # A bare state dict has no place for facts: its keys are tensors' names.
+    beside = chosen.where or plain or not contents.loadable
+    facts = _Facts(contents, source, layout if beside else Layout())
     if record is not None:
         facts.used.add("ckreg")
     elif "ckreg" in facts.top:
         notes = (*notes, "what stands under the key 'ckreg' is no record of ckreg's")
-    facts.used.update(w.where.split(".")[0] for w in (chosen, ema) if w is not None)
+    for weights in (chosen, ema):
+        if weights is not None:
+            facts.used.update(weights.where.split(".")[:2])
     return Description(
+        layout=facts.layout.name,
         weights=chosen.tensors,
         where=chosen.where,
         metadata=chosen.metadata,
@@ -129,11 +152,14 @@ def describe(contents: Contents, source: ByteSource) -> Description:
         epoch=facts.count("epoch"),
         step=facts.count(*_STEP),
         batch_size=facts.count("batch_size"),
+        strategy=facts.layout.facts.get("strategy"),
+        world_size=facts.count("world_size") or _ranks(contents),
         acc=facts.number("acc"),
         metrics=facts.metrics(),
         skipped_metrics=facts.skipped,
         config=facts.config(),
         optimizers=facts.optimizers(),
+        partitioned=facts.layout.facts.get("partitioned"),
         scheduler=facts.scheduler(),
         stateful=facts.mapping("stateful") if own else {},
         rng=facts.take("rng"),
@@ -142,6 +168,25 @@ def describe(contents: Contents, source: ByteSource) -> Description:
         record=record,
         notes=notes,
     )
+
+
+def _weights(
+    contents: Contents, layout: Layout
+) -> tuple[WeightSet, WeightSet | None, tuple[str, ...]]:
+    if contents.container == "torchscript":
+        return script_weights(contents.root), None, ()
+    if not contents.loadable:
+        return WeightSet("", {}), None, ()
+    chosen, ema, notes = choose(contents.root, layout.live, layout.averaged)
+    if layout.name == "mmengine" and ema is not None and ema.where == layout.averaged:
+        chosen.tensors.pop("steps", None)  # counts what EMAHook averaged; no weight of the net
+    return chosen, ema, notes
+
+
+def _ranks(contents: Contents) -> int | None:
+    """Return how many ranks wrote the files of a DCP folder, which are named by them."""
+    ranks = [int(m[1]) for name in contents.used_files if (m := _DCP_FILE.fullmatch(name))]
+    return max(ranks) + 1 if ranks else None
 
 
 def _top(contents: Contents) -> dict[Any, Any]:
@@ -168,10 +213,11 @@ def _tensors(items: Mapping[str, Any]) -> dict[str, Tensor]:
 class _Facts:
     """The top of a file, from which each fact is taken once; what is left is `extra`."""
 
-    def __init__(self, contents: Contents, source: ByteSource, top: dict[Any, Any]) -> None:
+    def __init__(self, contents: Contents, source: Sources, layout: Layout) -> None:
         self.contents = contents
         self.source = source
-        self.top = {key: value for key, value in top.items() if isinstance(key, str)}
+        self.layout = layout
+        self.top = layout.top
         self.used: set[str] = set()
         self.skipped: dict[str, str] = {}
 
@@ -184,7 +230,10 @@ class _Facts:
             if isinstance(value := self.top.get(key), str) and key not in self.used:
                 self.used.add(key)
                 return value
-        return None
+        if isinstance(value := self.layout.facts.get(keys[0]), str):
+            return value
+        settings = self.settings()[1]
+        return next((v for key in keys if isinstance(v := settings.get(key), str) and v), None)
 
     def plain_number(self, value: Any) -> int | float | None:
         """Return a number that stands as such or as a tensor of one element; None for others."""
@@ -201,7 +250,8 @@ class _Facts:
             if isinstance(value, int) and 0 <= value < 2**63:
                 self.used.add(key)
                 return value
-        return None
+        value = self.plain_number(self.layout.facts.get(keys[0]))
+        return value if isinstance(value, int) and 0 <= value < 2**63 else None
 
     def number(self, key: str) -> float | None:
         value = self.plain_number(self.top.get(key))
@@ -217,10 +267,12 @@ class _Facts:
             self._metric(found, key, value)
         if given is not None:
             self.used.add("metrics")
+        for key, value in self.layout.metrics.items():
+            self._metric(found, key, value)
         for key, value in self.top.items():
             if (
                 key not in self.used
-                and _METRIC_WORD.search(key.lower())
+                and METRIC_WORD.search(key.lower())
                 and self._metric(found, key, value)
             ):
                 self.used.add(key)
@@ -237,12 +289,26 @@ class _Facts:
         return True
 
     def config(self) -> dict[str, Any] | None:
-        for key in _CONFIG:
-            items = items_of(self.top.get(key))
+        key, items = self.settings()
+        if key is None:
+            return None
+        self.used.add(key)
+        plain: dict[str, Any] = {}
+        left = _MAX_RECORD_NODES  # for all of them: they may hold one another
+        for name, value in items.items():
+            nodes = _plain_nodes(value, left)
+            left -= nodes or 0
+            if nodes is not None:
+                plain[name] = value
+        return plain
+
+    def settings(self) -> tuple[str | None, dict[str, Any]]:
+        """Return the training script's settings, and the key that they lie under."""
+        for key in (self.layout.config, *_CONFIG):
+            items = items_of(self.top.get(key)) if key is not None else None
             if items is not None and key not in self.used:
-                self.used.add(key)
-                return {k: v for k, v in items.items() if isinstance(k, str) and is_plain(v)}
-        return None
+                return key, keyed_by_text(items)
+        return None, {}
 
     def optimizers(self) -> dict[str, Any]:
         single: dict[str, Any] = {}
@@ -292,30 +358,35 @@ def _float(value: int | float) -> float:
 
 def is_plain(value: Any) -> bool:
     """Say whether a value is plain data: finite numbers, text, lists, dicts of text keys, None."""
+    return _plain_nodes(value, _MAX_RECORD_NODES) is not None
+
+
+def _plain_nodes(value: Any, most: int) -> int | None:
+    """Return the number of nodes of plain data, shared ones as often as they occur, or None."""
     pending, seen = [value], 0
     while pending:
         node = pending.pop()
         seen += 1
-        if seen > _MAX_RECORD_NODES:
-            return False
+        if seen > most:
+            return None
         if node is None or isinstance(node, bool | str):
             continue
         if isinstance(node, int):
             if not -(2**63) <= node < 2**64:
-                return False
+                return None
         elif isinstance(node, float):
             if not math.isfinite(node):
-                return False
+                return None
         elif isinstance(node, list | tuple | dict):
             if isinstance(node, dict) and not all(type(key) is str for key in node):
-                return False
+                return None
             if isinstance(node, TaggedDict) and node.attributes:
-                return False
+                return None
             # One that holds itself goes round until the count ends it, as does a doubled list.
             pending += node.values() if isinstance(node, dict) else node
         else:
-            return False
-    return True
+            return None
+    return seen
 
 
 def _claims(top: Mapping[Any, Any]) -> bool:

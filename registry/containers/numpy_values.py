@@ -63,18 +63,18 @@ def _reconstruct(_: Recorder, args: tuple[Any, ...]) -> Any:
     return Array("|u1", (0,), b"")
 
 
-def _from_buffer(_: Recorder, args: tuple[Any, ...]) -> Any:
+def _from_buffer(recorder: Recorder, args: tuple[Any, ...]) -> Any:
     """numeric._frombuffer(buffer, dtype, shape, order): how protocol 5 spells an array."""
     if len(args) != 4 or not isinstance(args[0], bytes | bytearray):
         return NotImplemented
     if not isinstance(args[1], NumpyDtype) or args[3] not in ("C", "F"):
         return NotImplemented
     array = Array("|u1", (0,), b"")
-    _fill(array, args[2], args[1], args[3] == "F", bytes(args[0]))
+    _fill(recorder, array, args[2], args[1], args[3] == "F", args[0])
     return array
 
 
-def set_numpy_state(target: Array | NumpyDtype, state: Any) -> None:
+def set_numpy_state(recorder: Recorder, target: Array | NumpyDtype, state: Any) -> None:
     """Give a dtype its byte order, or an array its shape, dtype and elements, as BUILD says.
 
     Raises:
@@ -86,20 +86,23 @@ def set_numpy_state(target: Array | NumpyDtype, state: Any) -> None:
         _, shape, dtype, fortran, data = state[:5]
         if not isinstance(dtype, NumpyDtype):
             raise DamagedError("a numpy array in the pickle has no dtype")
-        _fill(target, shape, dtype, fortran is True, data)
+        _fill(recorder, target, shape, dtype, fortran is True, data)
         return
     order = state[1]
     if order in ("<", ">", "|", "="):
         settle(target, typestr=("<" if order == "=" else order) + target.typestr[1:])
 
 
-def _fill(array: Array, shape: Any, dtype: NumpyDtype, fortran: bool, data: Any) -> None:
+def _fill(
+    recorder: Recorder, array: Array, shape: Any, dtype: NumpyDtype, fortran: bool, data: Any
+) -> None:
     if (
         not isinstance(shape, tuple)
         or len(shape) > 64
         or any(type(n) is not int or not 0 <= n < 2**63 for n in shape)
     ):
         raise DamagedError("a numpy array in the pickle has a shape that is no tuple of sizes")
+    place = recorder.place_of(data)
     if isinstance(data, str):
         data = data.encode()  # a Python 2 str that happened to read as UTF-8
     count, code = math.prod(shape), dtype.typestr[1:]
@@ -113,7 +116,9 @@ def _fill(array: Array, shape: Any, dtype: NumpyDtype, fortran: bool, data: Any)
         raise DamagedError(
             f"a numpy array of dtype {code} and shape {shape} has other bytes than that"
         )
-    settle(array, dtype=dtype.typestr, shape=shape, data=bytes(data), fortran_order=fortran)
+    settle(
+        array, dtype=dtype.typestr, shape=shape, data=bytes(data), fortran_order=fortran, at=place
+    )
 
 
 MAKERS: Final[dict[tuple[str, str], Callable[[Recorder, tuple[Any, ...]], Any]]] = {

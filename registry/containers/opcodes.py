@@ -111,6 +111,16 @@ class Machine:
     def push_text(self, size: int) -> None:
         self.stack.append(str(self.take(size), "utf-8", "surrogatepass"))
 
+    def push_bytes(self, size: int) -> None:
+        piece = self.take(size)
+        self.recorder.keep_place(piece, self.at - size)
+        self.stack.append(piece)
+
+    def push_bytearray(self, size: int) -> None:
+        piece = bytearray(self.take(size))
+        self.recorder.keep_place(piece, self.at - size)
+        self.stack.append(piece)
+
     def push_old_text(self, piece: bytes) -> None:
         """Push a Python 2 `str`: text if it is UTF-8, as torch.load takes it, else bytes."""
         try:
@@ -123,6 +133,7 @@ class Machine:
         if size < 0:
             raise DamagedError(f"a text in the pickle claims {size} bytes")
         self.push_old_text(self.take(size))
+        self.recorder.keep_place(self.stack[-1], self.at - size)
 
     def op_string(self) -> None:
         text = self.line(None)
@@ -324,9 +335,9 @@ HANDLERS: Final[dict[int, Callable[[Machine], None]]] = {
     ord("V"): Machine.op_unicode, ord("S"): Machine.op_string, ord("T"): Machine.op_binstring,
     ord("U"): lambda m: m.push_old_text(m.take(m.number(_byte, 1))),
     ord("C"): lambda m: m.stack.append(m.take(m.number(_byte, 1))),
-    ord("B"): lambda m: m.stack.append(m.take(m.number(_U32, 4))),
-    0x8E: lambda m: m.stack.append(m.take(m.number(_U64, 8))),
-    0x96: lambda m: m.stack.append(bytearray(m.take(m.number(_U64, 8)))),
+    ord("B"): lambda m: m.push_bytes(m.number(_U32, 4)),
+    0x8E: lambda m: m.push_bytes(m.number(_U64, 8)),
+    0x96: lambda m: m.push_bytearray(m.number(_U64, 8)),
     # containers
     ord("]"): lambda m: m.stack.append([]), ord("}"): lambda m: m.stack.append({}),
     ord(")"): _push(()), 0x8F: lambda m: m.stack.append(set()), 0x91: Machine.op_frozenset,

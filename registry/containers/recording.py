@@ -16,6 +16,9 @@ from .tree import Array, Global, NumpyDtype, Opaque, TaggedDict, Tensor
 
 MAX_GLOBALS: Final = 10_000
 
+_MIN_PLACED: Final = 1_024
+"""Bytes that a value must have for its place to be kept: smaller ones may as well be copied."""
+
 Maker = Callable[["Recorder", tuple[Any, ...]], Any]
 """Makes a value from a call's arguments; `NotImplemented` where they are not as expected."""
 
@@ -31,15 +34,31 @@ _MOVED: Final = {"torch.tensor": "torch._tensor"}  # pytorch/pytorch#51633
 class Recorder:
     """What one file's names and calls become.
 
+    Args:
+        nested: reads a torch.save stream that the pickle holds as bytes, given these and their
+            place; it returns NotImplemented for what it doesn't read. With it, places are kept.
+
     Attributes:
         expanded_bytes: how much the tensors so far take beyond the bytes that their storages have.
     """
 
-    __slots__ = ("_globals", "expanded_bytes")
+    __slots__ = ("_globals", "_nested", "_places", "expanded_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, nested: Callable[[bytes, int | None], Any] | None = None) -> None:
         self._globals: dict[tuple[str, str], Any] = {}
+        self._nested = nested
+        self._places: dict[int, tuple[object, int]] = {}
         self.expanded_bytes = 0
+
+    def keep_place(self, value: bytes | bytearray | str, at: int) -> None:
+        """Remember that the pickle holds these bytes as they are, at this place."""
+        if self._nested is not None and len(value) >= _MIN_PLACED:
+            self._places[id(value)] = value, at  # held, so that its id stays its own
+
+    def place_of(self, value: object) -> int | None:
+        """Return where the pickle holds the bytes of a value as they are, if that was kept."""
+        known = self._places.get(id(value))
+        return None if known is None else known[1]
 
     @property
     def unsafe_globals(self) -> tuple[str, ...]:
@@ -68,6 +87,10 @@ class Recorder:
         if type(callee) is Global:
             if callee.module == "copyreg":
                 callee, args, kwargs = _unwrap(callee, args, kwargs)
+            if self._nested is not None and _is_nested(callee, args):
+                value = self._nested(args[0], self.place_of(args[0]))
+                if value is not NotImplemented:
+                    return value
             maker = _MAKERS.get((callee.module, callee.name))
             if maker is not None and not kwargs:
                 value = maker(self, args)
@@ -98,12 +121,21 @@ class Recorder:
         elif isinstance(target, Tensor):
             torch_values.set_tensor_state(target, state)
         elif isinstance(target, Array | NumpyDtype):
-            numpy_values.set_numpy_state(target, state)
+            numpy_values.set_numpy_state(self, target, state)
         else:
             what = target.dotted if isinstance(target, Global) else type(target).__name__
             raise UntrustedError(
                 f"the pickle sets attributes of {what!r}, which would change the process"
             )
+
+
+def _is_nested(callee: Global, args: tuple[Any, ...]) -> bool:
+    """Say whether a call is how a storage is pickled by plain pickle: its torch.save as bytes."""
+    return (
+        (callee.module, callee.name) == ("torch.storage", "_load_from_bytes")
+        and len(args) == 1
+        and isinstance(args[0], bytes)
+    )
 
 
 def _unwrap(

@@ -17,7 +17,12 @@ from .torch_legacy import MAGIC, MAGIC_BYTES
 from .torch_zip import folder
 from .zips import LOCAL, Directory, NotWholeError, read_directory
 
-READABLE: Final = frozenset({"torch-zip", "torch-legacy", "safetensors"})
+READABLE: Final = frozenset(
+    {"torch-zip", "torch-legacy", "safetensors", "pickle", "torchscript", "pt2", "onnx", "gguf"}
+)
+
+PARTS: Final = frozenset({"dcp", "deepspeed", "sharded-safetensors"})
+"""Kinds of files that are parts of a folder; lone.py says which part, and of how many."""
 
 _HEAD: Final = 4_096
 _PICKLE_SCAN: Final = 4 << 20
@@ -55,35 +60,17 @@ KINDS: Final[dict[str, tuple[str, str]]] = {
         "is a web page: the download gave a login or error page instead of the file",
         "download it again, with the link or the login that the site asks for",
     ),
-    "torchscript": (
-        "is a TorchScript archive (torch.jit.save): a program with its weights",
-        (
-            'export its weights: python -c "import sys, torch; torch.save(torch.jit.load('
-            "sys.argv[1], map_location='cpu').state_dict(), 'weights.pt')\" {file}"
-        ),
-    ),
-    "pt2": (
-        "is a .pt2 archive (torch.export.save): a program with its weights",
-        (
-            'export its weights: python -c "import sys, torch; torch.save('
-            "torch.export.load(sys.argv[1]).state_dict, 'weights.pt')\" {file}"
-        ),
-    ),
-    "pickle": (
-        "was written by pickle, not by torch.save",
-        "if you trust it: load it with the code that wrote it, and torch.save what it holds",
-    ),
     "dcp": (
-        "is a part of a torch.distributed.checkpoint (DCP) folder, which this ckreg doesn't read",
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pt",
+        "is a part of a torch.distributed.checkpoint (DCP) folder",
+        "push the whole folder, with .metadata and all .distcp files: ckreg push FOLDER",
     ),
     "deepspeed": (
-        "is one rank's part of a DeepSpeed checkpoint, which this ckreg doesn't read",
-        "join the parts with the zero_to_fp32.py that DeepSpeed left beside them",
+        "is one rank's part of a DeepSpeed checkpoint",
+        "push the whole folder, with 'latest' and all ranks' files: ckreg push FOLDER",
     ),
     "sharded-safetensors": (
-        "is the index of a model in several .safetensors files, which this ckreg doesn't read",
-        "push the files one by one, or save the model as one file",
+        "is the index of a model in several files, without them",
+        "push the whole folder, with the index and all shards: ckreg push FOLDER",
     ),
     "tar": (
         "is a tar archive",
@@ -97,8 +84,6 @@ KINDS: Final[dict[str, tuple[str, str]]] = {
     "npz": ("is an .npz file of numpy arrays", "load it with numpy, and torch.save the tensors"),
     "npy": ("is an .npy file, one numpy array", "load it with numpy, and torch.save the tensors"),
     "zip": ("is a zip archive that torch.save didn't write", "unpack it: unzip {file}"),
-    "gguf": ("is a GGUF file (llama.cpp)", "push the file that it was converted from"),
-    "onnx": ("is an ONNX model", "push the PyTorch checkpoint that it was exported from"),
     "hdf5": ("is an HDF5 file (Keras)", "convert it to PyTorch, and torch.save the state_dict"),
     "json": ("is JSON text", "push the checkpoint itself"),
     "text": ("is text", "push the checkpoint itself"),
@@ -172,6 +157,13 @@ _MAGIC: Final = (
 )  # fmt: skip
 
 
+_OLD_PICKLE: Final = re.compile(
+    rb"(?:\([dl]p\d+\n|[\]}]q.|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n[p(q)])",
+    re.DOTALL,
+)
+"""How a dict, a list or an object starts in protocols 0 and 1, which have no magic number."""
+
+
 def _by_magic(head: bytes, source: ByteSource) -> str | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
@@ -188,6 +180,8 @@ def _by_magic(head: bytes, source: ByteSource) -> str | None:
         return "dcp" if b"torch.distributed.checkpoint.metadata" in head else "pickle"
     if head.startswith(b"L%d" % MAGIC):
         return "torch-legacy"
+    if _OLD_PICKLE.match(head) and source.pread(source.size - 1, 1) == b".":
+        return "pickle"
     if _is_onnx(head):
         return "onnx"
     if not head.strip(b"\0") and _is_zeros(source):

@@ -7,6 +7,7 @@ position, so that one descriptor can be hashed and read at once. Knows nothing o
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Protocol
 
 from ..errors import CkregError, DamagedError
@@ -71,3 +72,47 @@ class FileSource:
         except OSError as error:
             raise CkregError(f"can't read {self._name!r}: {error.strerror}") from error
         return data
+
+
+class Slice:
+    """A part of another source, as a source of its own.
+
+    Args:
+        whole: what it is a part of.
+        offset, size: where the part lies; it must lie inside.
+        name: how to call the part in errors.
+    """
+
+    __slots__ = ("_name", "_offset", "_size", "_whole")
+
+    def __init__(self, whole: ByteSource, offset: int, size: int, name: str) -> None:
+        if offset < 0 or size < 0 or offset + size > whole.size:
+            raise ValueError(f"bytes {offset} to {offset + size} of {whole.size} are no part")
+        self._whole, self._offset, self._size, self._name = whole, offset, size, name
+
+    @property
+    def size(self) -> int:
+        """The part's size."""
+        return self._size
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset` of the part on.
+
+        Raises:
+            DamagedError: the part ends before that.
+        """
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise DamagedError(
+                f"{self._name!r} is cut short: bytes {offset} to {offset + size} are needed, "
+                f"and it has {self._size}"
+            )
+        return self._whole.pread(self._offset + offset, size)
+
+
+Sources = ByteSource | Mapping[str, ByteSource]
+"""The bytes of a checkpoint: of its one file, or of its files by name."""
+
+
+def source_of(sources: Sources, file: str) -> ByteSource:
+    """Return the bytes of one of a checkpoint's files; of the only one, whatever its name."""
+    return sources[file] if isinstance(sources, Mapping) else sources

@@ -20,12 +20,14 @@ from .recording import Recorder
 from .source import ByteSource
 from .torch_values import StorageId, storage_id
 from .tree import DTYPES, Global, Storage, StorageView, check_nesting, settle
+from .zips import END
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
 MAGIC_BYTES: Final = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """The magic number as pickle's protocols 2 and later write it."""
 
 _FIRST_READ: Final = 1 << 20
+_ZIP_TAIL: Final = 22 + 0xFFFF  # where the end of a zip lies, and its comment after it
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ def read_torch_legacy(source: ByteSource, name: str) -> Contents:
                 ) from None
             size = min(source.size, size * 4, MAX_BYTES)
     end = _place(source, name, pickles, data)
+    _check_tail(source, name, end)
     check_nesting(pickles.root)
     return Contents(
         container="torch-legacy",
@@ -136,6 +139,15 @@ def _read_pickles(data: bytes, name: str) -> _Pickles:
     if len(set(keys)) != len(keys) or set(keys) != storages.found.keys():
         raise DamagedError(f"{name!r} lists other storages than its pickle names")
     return _Pickles(root, keys, storages.found, recorder.unsafe_globals, at)
+
+
+def _check_tail(source: ByteSource, name: str, end: int) -> None:
+    """Refuse a zip after the last storage: others would read that instead."""
+    start = max(end, source.size - _ZIP_TAIL)
+    if END in source.pread(start, source.size - start):
+        raise UntrustedError(
+            f"{name!r} is a legacy torch file and a zip file in one, which readers read differently"
+        )
 
 
 def _place(source: ByteSource, name: str, pickles: _Pickles, data: bytes) -> int:

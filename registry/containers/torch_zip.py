@@ -14,7 +14,7 @@ import zlib
 from typing import Any, Final
 
 from ..errors import ContainerError, DamagedError, UntrustedError
-from .contents import ByteOrder, Contents
+from .contents import ByteOrder, Container, Contents
 from .opcodes import OutOfBytesError
 from .pickles import MAX_BYTES, read_pickle
 from .recording import Recorder
@@ -31,12 +31,15 @@ def folder(entries: dict[str, Entry]) -> str:
     return next(iter(entries), "").partition("/")[0]
 
 
-def read_torch_zip(source: ByteSource, name: str, directory: Directory) -> Contents:
+def read_torch_zip(
+    source: ByteSource, name: str, directory: Directory, container: Container = "torch-zip"
+) -> Contents:
     """Index a torch zip file.
 
     Args:
         name: how to call the file in errors.
         directory: its central directory.
+        container: what it is; a TorchScript archive has the same layout, and code beside it.
 
     Raises:
         ContainerError: an entry is compressed, or the byte order is unknown.
@@ -88,7 +91,7 @@ def read_torch_zip(source: ByteSource, name: str, directory: Directory) -> Conte
         raise UntrustedError(f"the pickle in {name!r} ends at byte {end} of {len(data)}")
     check_nesting(root)
     return Contents(
-        container="torch-zip",
+        container=container,
         root=root,
         storages=tuple(sorted(storages.values(), key=lambda s: s.offset)),
         byteorder=byteorder,

@@ -4,6 +4,7 @@ Law: nothing here runs code of the file. Known things are values, unknown ones a
 nodes stay shared, and identity says so. Every walk is iterative and visits a node once.
 
     Tensor      a strided view into a Storage      Array     a numpy array
+    Assembled   a tensor in pieces, its Chunks
     TaggedDict  an OrderedDict and its kin         Constant  torch.float16, torch.device, …
     Opaque      an object of any other class       Global    any other name
 """
@@ -44,6 +45,9 @@ class Storage:
         tag: the device that it was saved on: `cuda:3`.
         offset: where its first byte lies in the file.
         size_bytes: how many bytes it has.
+        file: the checkpoint's file that holds it; "" where there is one file only.
+        data: the bytes themselves, little-endian, where the file doesn't have them as they are (a
+            pickle of protocol 2 spells them as text); then it has no place in the file.
     """
 
     key: str
@@ -51,6 +55,8 @@ class Storage:
     tag: str
     offset: int
     size_bytes: int
+    file: str = ""
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,15 +106,57 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A piece of a tensor that lies in pieces.
+
+    Attributes:
+        offsets: of its first element in the whole, one for each dimension.
+        tensor: its elements, of the piece's own shape.
+    """
+
+    offsets: tuple[int, ...]
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembled:
+    """A tensor whose pieces lie in several storages; they cover it exactly, none twice.
+
+    Attributes:
+        dtype: torch's name; the pieces' too.
+        shape: the whole's.
+        kind: as a `Tensor`'s.
+        chunks: the pieces that have elements.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that it takes when it stands alone."""
+        return self.elements * DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Array:
     """A numpy array.
 
     Attributes:
         dtype: numpy's typestr: `<f4`; `|O` is an array of objects.
         shape: its sizes.
-        data: its elements' bytes; empty for objects.
+        data: its elements' bytes; empty for objects, and where `tensor` stands for it.
         fortran_order: whether the first index runs fastest.
         items: the elements of an array of objects, else None.
+        at: where `data` lies in the file, if it does, and that was asked for.
+        tensor: the same elements as a tensor, where the file is a plain pickle.
     """
 
     dtype: str
@@ -116,6 +164,8 @@ class Array:
     data: bytes = field(repr=False)
     fortran_order: bool = False
     items: list[Any] | None = None
+    at: int | None = None
+    tensor: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +319,7 @@ def add_elements(target: set[Any], elements: Iterable[Any]) -> None:
 
 _LEAVES: Final = frozenset(
     {str, int, float, bool, bytes, bytearray, complex, type(None), Storage, StorageView, Constant,
-     Global, NumpyDtype}
+     Global, NumpyDtype, Assembled}
 )  # fmt: skip
 
 
@@ -286,7 +336,9 @@ def children(node: object) -> Iterable[Any]:
     if isinstance(node, Tensor):
         return () if node.attributes is None else (node.attributes,)
     if isinstance(node, Array):
-        return () if node.items is None else (node.items,)
+        return [part for part in (node.items, node.tensor) if part is not None]
+    if isinstance(node, Assembled):
+        return [chunk.tensor for chunk in node.chunks]
     return ()
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ..errors import AmbiguousError, ContainerError
+from ..errors import AmbiguousError, ContainerError, UntrustedError
 from ..signature import Kind
-from .tree import Opaque, TaggedDict, Tensor
+from .tree import Array, Assembled, Opaque, TaggedDict, Tensor
 
 CUSTOMARY: Final = (
     "state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights",
@@ -33,6 +33,8 @@ _GROUPS: Final[tuple[tuple[str, Kind], ...]] = (
 )
 _MAX_DEPTH: Final = 4
 _MAX_NODES: Final = 10_000
+_MAX_MODULES: Final = 100_000
+_MAX_MODULE_DEPTH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class WeightSet:
     """
 
     where: str
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor | Assembled]
     others: dict[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
     module: str | None = None
@@ -66,6 +68,11 @@ def items_of(node: Any) -> dict[Any, Any] | None:
     return node.items if isinstance(node, Opaque) and node.items else None
 
 
+def keyed_by_text(node: Any) -> dict[str, Any]:
+    """Return what a dict-like node holds under keys that are text; nothing for other nodes."""
+    return {key: value for key, value in (items_of(node) or {}).items() if isinstance(key, str)}
+
+
 def is_optimizer(node: Any) -> bool:
     """Say whether a node is an optimizer's state_dict: `state` and `param_groups`."""
     items = items_of(node)
@@ -76,10 +83,15 @@ def is_optimizer(node: Any) -> bool:
     )
 
 
-def choose(root: Any) -> tuple[WeightSet, WeightSet | None, tuple[str, ...]]:
+def choose(
+    root: Any, live: str | None = None, averaged: str | None = None
+) -> tuple[WeightSet, WeightSet | None, tuple[str, ...]]:
     """Return the weights, the averaged ones beside them, and notes on what was passed over.
 
     A file with nothing but averaged weights gives them as both.
+
+    Args:
+        live, averaged: where they lie, for a framework whose names mislead.
 
     Raises:
         ContainerError: there are none; the message says what there is.
@@ -92,14 +104,23 @@ def choose(root: Any) -> tuple[WeightSet, WeightSet | None, tuple[str, ...]]:
             hint="a checkpoint holds a state_dict, itself or under a key: "
             "torch.save({'state_dict': net.state_dict(), …}, FILE)",
         )
-    averaged = [weights for weights in found if weights.is_ema]
-    live = [weights for weights in found if not weights.is_ema]
-    chosen = _customary(live or averaged)
-    ema = averaged[0] if len(averaged) == 1 else None
-    if not live:
-        ema = chosen
+    by_place = {weights.where: weights for weights in found}
+    if averaged in by_place:
+        ema: WeightSet | None = by_place[averaged]
+        chosen = by_place.get(live or averaged, by_place[averaged])
+    else:
+        emas = [weights for weights in found if weights.is_ema]
+        others = [weights for weights in found if not weights.is_ema]
+        chosen = _customary(others or emas)
+        ema = emas[0] if len(emas) == 1 else None
+        if not others:
+            ema = chosen
     _refuse_nested(root, chosen)
-    passed = [w for w in found if w is not chosen and w is not ema]
+    passed = [
+        w
+        for w in found
+        if w is not chosen and w is not ema and any(t.elements != 1 for t in w.tensors.values())
+    ]
     notes = tuple(
         f"{len(w.tensors)} tensors at {w.where!r} are not taken for weights" for w in passed
     )
@@ -123,10 +144,11 @@ def _refuse_nested(root: Any, chosen: WeightSet) -> None:
 def _customary(found: list[WeightSet]) -> WeightSet:
     if len(found) == 1:
         return found[0]
-    for name in CUSTOMARY:
-        named = [w for w in found if w.where.split(".")[0] == name]
-        if len(named) == 1:
-            return named[0]
+    for part in (0, -1):  # `model` before `state.model`
+        for name in CUSTOMARY:
+            named = [w for w in found if w.where.split(".")[part] == name]
+            if len(named) == 1:
+                return named[0]
     places = [f"{w.where} ({len(w.tensors)} tensors)" for w in found]
     raise AmbiguousError(
         f"it holds {len(found)} sets of weights: {', '.join(places[:8])}",
@@ -170,8 +192,10 @@ def _state_dict(where: str, node: Any) -> WeightSet | None:
     items = items_of(node)
     if not items or not all(type(key) is str for key in items):
         return None
-    tensors = {key: value for key, value in items.items() if type(value) is Tensor}
-    others = {key: value for key, value in items.items() if type(value) is not Tensor}
+    tensors = {
+        key: tensor for key, value in items.items() if (tensor := _tensor(value)) is not None
+    }
+    others = {key: value for key, value in items.items() if key not in tensors}
     metadata = None
     if isinstance(node, TaggedDict) and node.attributes:
         metadata = items_of(node.attributes.get("_metadata"))
@@ -190,18 +214,28 @@ def _state_dict(where: str, node: Any) -> WeightSet | None:
     return WeightSet(where, tensors, others, metadata)
 
 
+def _tensor(value: Any) -> Tensor | Assembled | None:
+    """Return the tensor that a value is or, in a plain pickle, that its array stands for."""
+    if isinstance(value, Tensor | Assembled):
+        return value
+    return value.tensor if isinstance(value, Array) else None
+
+
 def _module(where: str, node: Any) -> WeightSet | None:
     """Return the weights of a pickled nn.Module, named as its state_dict() would name them."""
     if not _is_module(node):
         return None
     weights = WeightSet(where, {}, module=node.name)
-    seen: set[int] = set()
+    visits = 0
     pending: list[tuple[str, Opaque]] = [("", node)]
     while pending:
         prefix, module = pending.pop()
-        if id(module) in seen and len(seen) > _MAX_NODES:
-            continue
-        seen.add(id(module))
+        visits += 1
+        if visits > _MAX_MODULES or prefix.count(".") > _MAX_MODULE_DEPTH:
+            raise UntrustedError(
+                "the pickled module has no end: one of its submodules holds itself, or is used "
+                f"more than {_MAX_MODULES} times"
+            )
         state = module.state
         hidden = state.get("_non_persistent_buffers_set")
         for group, kind in _GROUPS:
@@ -210,8 +244,9 @@ def _module(where: str, node: Any) -> WeightSet | None:
                     kind == "buffer" and isinstance(hidden, set) and name in hidden
                 ):
                     continue
-                if type(value) is Tensor:
-                    weights.tensors[f"{prefix}{name}"] = replace(value, kind=kind)
+                tensor = _tensor(value)
+                if isinstance(tensor, Tensor):
+                    weights.tensors[f"{prefix}{name}"] = replace(tensor, kind=kind)
                 else:
                     weights.others[f"{prefix}{name}"] = value
         children = [
@@ -219,9 +254,41 @@ def _module(where: str, node: Any) -> WeightSet | None:
             for name, child in (items_of(state.get("_modules")) or {}).items()
             if _is_module(child)
         ]
-        if prefix.count(".") < 100:
-            pending += reversed(children)
+        pending += reversed(children)
     return weights
+
+
+def script_weights(root: Any) -> WeightSet:
+    """Return the tensors of a TorchScript archive's module, by the paths of its attributes.
+
+    Plain attributes that are tensors are among them: only the archive's code tells them apart.
+    """
+    weights = WeightSet("", {}, module=root.name if _is_script(root) else None)
+    visits = 0
+    pending: list[tuple[str, Any]] = [("", root)] if _is_script(root) else []
+    while pending:
+        prefix, module = pending.pop()
+        visits += 1
+        if visits > _MAX_MODULES or prefix.count(".") > _MAX_MODULE_DEPTH:
+            raise UntrustedError("the scripted module holds itself")
+        below: list[tuple[str, Any]] = []
+        for name, value in keyed_by_text(module.state).items():
+            if isinstance(value, Tensor):
+                kind: Kind = "parameter" if value.requires_grad else "tensor"
+                weights.tensors[f"{prefix}{name}"] = replace(value, kind=kind)
+            elif _is_script(value):
+                below.append((f"{prefix}{name}.", value))
+        pending += reversed(below)
+    return weights
+
+
+def _is_script(node: Any) -> bool:
+    """Say whether a node is an object of a class that the archive's own code defines."""
+    return (
+        isinstance(node, Opaque)
+        and node.name.startswith("__torch__.")
+        and isinstance(node.state, dict)
+    )
 
 
 def _is_module(node: Any) -> bool:
@@ -243,7 +310,7 @@ def _summary(root: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Assembled):
         return f"a {value.dtype} tensor of shape {value.shape}"
     if isinstance(value, Opaque):
         return f"an object of {value.name[:80]}"

@@ -19,6 +19,7 @@ MAX_ENTRIES: Final = 1_000_000
 MAX_DIRECTORY_BYTES: Final = 256 << 20
 
 LOCAL: Final = b"PK\x03\x04"
+END: Final = b"PK\x05\x06"
 _END: Final = Struct("<4s4H2LH")  # 22 bytes at the end of the file
 _END64: Final = Struct("<4sQ2H2L4Q")
 _LOCATOR64: Final = Struct("<4sLQL")
@@ -67,15 +68,18 @@ class NotWholeError(Exception):
         self.joined = joined
 
 
-def read_directory(source: ByteSource) -> Directory:
+def read_directory(source: ByteSource, tail_bytes: int = _TAIL) -> Directory:
     """Return the central directory of a zip.
+
+    Args:
+        tail_bytes: how much of the end is read first; the end records must lie in it.
 
     Raises:
         NotWholeError: the end of the file is no zip's end.
         UntrustedError: entries are too many, have names that lead elsewhere, come twice or are
             encrypted.
     """
-    base = max(0, source.size - _TAIL)
+    base = max(0, source.size - tail_bytes)
     tail = source.pread(base, source.size - base)
     count, size, start, end = _find_directory(source, tail, base)
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
@@ -91,7 +95,7 @@ def read_directory(source: ByteSource) -> Directory:
 
 def _find_directory(source: ByteSource, tail: bytes, base: int) -> tuple[int, int, int, int]:
     """Return the directory's number of entries, size and start, and where it should end."""
-    at = tail.rfind(b"PK\x05\x06", max(0, len(tail) - _END.size - _FULL16))
+    at = tail.rfind(END, max(0, len(tail) - _END.size - _FULL16))
     if at < 0 or at + _END.size > len(tail):
         raise NotWholeError("its end is missing")
     _, disk, first, here, count, size, start, comment = _END.unpack_from(tail, at)

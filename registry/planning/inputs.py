@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
+from ..keys import Reading
 from ..records import Provenance, Weights
 from ..signature import KeyStyle, Kind
 from ..topology import Topology
@@ -81,8 +82,11 @@ class Saved:
         ties: recorded groups of names that are one tensor.
         weights: what `tensors` and `ema` are.
         others: raw keys of entries of the state dict that are no tensors (`_extra_state`).
+        unbuildable: those of `others` that stand for a tensor of a sort that isn't read, and what
+            would have made it: `torch._utils._rebuild_meta_tensor_no_storage`.
         wrapper_state: names of the wrapper's own tensors (`n_averaged`), kept beside the state
             dict.
+        partitioned: where the optimizer's state is, if it can't be had; in words.
         extra: names of whatever else the file holds.
         where, ema_where: the dotted path of the weights in the file, `""` for its root.
     """
@@ -98,8 +102,10 @@ class Saved:
     ties: tuple[tuple[str, ...], ...] = ()
     weights: Weights = "live"
     others: tuple[str, ...] = ()
+    unbuildable: Mapping[str, str] = field(default_factory=dict)
     wrapper_state: tuple[str, ...] = ()
     optimizers: Mapping[str, SavedOptimizer] = field(default_factory=dict)
+    partitioned: str | None = None
     scheduler: bool = False
     stateful: tuple[str, ...] = ()
     rng: bool = False
@@ -167,7 +173,8 @@ class Wanted:
 
     Attributes:
         device: a device, `recorded`, `auto`, or None.
-        keys: how the file's keys are wrapped, stated by hand.
+        keys: how the file's keys are read, stated by hand: its wrappers, and an attribute to drop
+            or add.
         out_keys: how the keys shall be wrapped where there is no target; None: canonical where the
             file's style is known, else as they are in the file.
         weights: which of live and averaged weights; None where the file has only one of them.
@@ -177,7 +184,7 @@ class Wanted:
     """
 
     device: str | None = None
-    keys: KeyStyle | None = None
+    keys: Reading | None = None
     out_keys: KeyStyle | None = None
     weights: Choice | None = None
     cast: Cast | None = None

@@ -13,10 +13,13 @@ from ..errors import RefusedLoadError
 from ..keys import PLAIN, guess_style
 from ..signature import KeyStyle
 from .devices import Placement, place
+from .difference import Difference, Joined
 from .dtypes import check_casts, widens
 from .inputs import Choice, Machine, Saved, SavedTensor, Target, TargetTensor, Wanted
-from .join import Difference, Joined, join, known_style, written_keys
+from .join import join, known_reading, placed, written_keys
+from .memory import memory_of
 from .plan import LoadPlan, Move, Note
+from .refusals import UNREAD_CURE, why_unread
 from .restore import Restored, restore
 from .text import by_hand
 
@@ -42,8 +45,9 @@ def make_plan(
     _check(target, wanted)
     choice, tensors = _chosen(saved, wanted)
     placement = place(saved, tensors, target, wanted.device, machine)
-    known = known_style(saved, tensors, wanted, averaged=tensors is saved.ema)
+    known = known_reading(saved, tensors, wanted, averaged=tensors is saved.ema)
     if target is None:
+        _all_readable(saved)
         joined, written, out = written_keys(saved, tensors, wanted, known)
         difference = _ALL_FIT
         moves = [
@@ -61,6 +65,7 @@ def make_plan(
         check_casts(saved.ref, pairs, wanted.cast)
         moves = [_move(s, t.canonical, t.key, t, placement) for s, t in pairs]
         others = difference.others
+    saved = placed(saved, joined.reading)
     by_key = {t.key: t for t in tensors}
     _has_values(saved, [by_key[m.source] for m in moves])
     if target is not None:
@@ -68,6 +73,7 @@ def make_plan(
     rest = restore(saved, target, wanted, joined, choice)
     assign = target is not None and any(t.meta for t in target.tensors)
     casts = any(m.dtype != m.to_dtype for m in moves)
+    to_read = _bytes([by_key[m.source] for m in moves])
     plan = LoadPlan(
         ref=saved.ref,
         reader=saved.container,
@@ -78,7 +84,7 @@ def make_plan(
         device_reason=placement.reason,
         moves=tuple(moves),
         others=others,
-        file_keys=joined.style,
+        reading=joined.reading,
         out_keys=out,
         keys_from=joined.source,
         dtype="exact" if not casts or wanted.cast is None else wanted.cast,
@@ -96,7 +102,9 @@ def make_plan(
         missing=difference.missing,
         unexpected=difference.unexpected,
         mismatched=tuple(t.canonical for _, t in difference.misshapen),
-        bytes_to_read=_bytes([by_key[m.source] for m in moves]) + rest.bytes_to_read,
+        bytes_to_read=to_read + rest.bytes_to_read,
+        size_bytes=saved.size_bytes,
+        memory=memory_of(moves, by_key, assign, target, to_read, rest.bytes_to_read),
         advice=_advice(saved, target, joined, out, choice),
         warnings=_warnings(saved, target, tensors, joined, rest),
         topology=saved.topology,
@@ -157,6 +165,16 @@ def _move(
         tensor.size_bytes,
         check_finite=tensor.dtype != to_dtype and not widens(tensor.dtype, to_dtype),
     )
+
+
+def _all_readable(saved: Saved) -> None:
+    if saved.unbuildable:
+        key, made = next(iter(saved.unbuildable.items()))
+        raise RefusedLoadError(
+            f"{len(saved.unbuildable)} tensors of {saved.ref} can't be read, as {key!r}: "
+            f"{why_unread(made)}",
+            hint=UNREAD_CURE,
+        )
 
 
 def _has_values(saved: Saved, moved: Sequence[SavedTensor]) -> None:

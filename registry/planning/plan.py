@@ -6,9 +6,11 @@ restored or in `ignored` with the reason. `str` is for a person (text.py), `to_d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from ..keys import Reading
 from ..records import Provenance
 from ..signature import KeyStyle
 from ..topology import Topology
@@ -81,6 +83,21 @@ class Note:
         return f"{self.what}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a load needs.
+
+    Attributes:
+        devices: device -> bytes of what lands there, as it is after the load; what is one tensor
+            counts once. In a net that is there already this memory is taken already.
+        host_peak: the most that the host holds at once: what lands on the CPU, and the part of the
+            file that is read, which is mapped and which the system may drop at need.
+    """
+
+    devices: Mapping[str, int]
+    host_peak: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoadPlan:
     """How a checkpoint is loaded.
@@ -95,7 +112,8 @@ class LoadPlan:
         device_reason: why.
         moves: every tensor that is loaded.
         others: entries that are no tensors: raw key in the file, canonical key.
-        file_keys, out_keys: how the file's keys are wrapped, and those that come out.
+        reading: how the file's keys are read: their wrappers, and an attribute to drop or add.
+        out_keys: how the keys that come out are wrapped.
         keys_from: how the first is known.
         dtype: exact, or the cast that was allowed.
         assign: the target is on meta: its tensors are replaced, not filled.
@@ -110,6 +128,8 @@ class LoadPlan:
         kept: what the target has and the file lacks, besides weights.
         missing, unexpected, mismatched: canonical keys that `allow=` excused.
         bytes_to_read: tensor bytes that the load reads.
+        size_bytes: those of the whole file.
+        memory: what the load needs, on the host and on each device.
         topology: what it was saved on.
         provenance: where topology and key style come from.
         python: the same by hand, with plain torch.
@@ -124,7 +144,7 @@ class LoadPlan:
     device_reason: str
     moves: tuple[Move, ...]
     others: tuple[tuple[str, str], ...] = ()
-    file_keys: KeyStyle
+    reading: Reading
     out_keys: KeyStyle
     keys_from: KeysFrom
     dtype: Literal["exact", "widen", "narrow"] = "exact"
@@ -143,11 +163,18 @@ class LoadPlan:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     bytes_to_read: int = 0
+    size_bytes: int = 0
+    memory: Memory = field(default_factory=lambda: Memory({}, 0))
     advice: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     topology: Topology = field(default_factory=Topology)
     provenance: Provenance = field(default_factory=Provenance)
     python: str = ""
+
+    @property
+    def file_keys(self) -> KeyStyle:
+        """How the file's keys are wrapped."""
+        return self.reading.style
 
     @property
     def renames(self) -> dict[str, str]:
@@ -198,6 +225,8 @@ class LoadPlan:
             "others": [list(pair) for pair in self.others],
             "renames": self.renames,
             "file_keys": str(self.file_keys),
+            "dropped": self.reading.drop,
+            "added": self.reading.add,
             "out_keys": str(self.out_keys),
             "keys_from": self.keys_from,
             "dtype": self.dtype,
@@ -222,6 +251,10 @@ class LoadPlan:
             "unexpected": list(self.unexpected),
             "mismatched": list(self.mismatched),
             "bytes_to_read": self.bytes_to_read,
+            "size_bytes": self.size_bytes,
+            "memory": {
+                "devices": dict(self.memory.devices), "host_peak": self.memory.host_peak,
+            },
             "advice": list(self.advice),
             "warnings": list(self.warnings),
             "topology": self.topology.to_dict(),

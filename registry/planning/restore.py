@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import RefusedLoadError
+from .difference import Joined
 from .inputs import Choice, Saved, Target, Wanted
-from .join import Joined
 from .optimizers import Names, remap
 from .plan import NOT_ASKED, Note, OptimizerMove
 
@@ -66,6 +66,12 @@ def restore(
 def _optimizers(found: Restored, saved: Saved, target: Target | None, joined: Joined) -> None:
     asked = target.optimizers if target is not None else {}
     lacking = [name for name in asked if name not in saved.optimizers]
+    if lacking and saved.partitioned is not None:
+        raise RefusedLoadError(
+            f"{saved.ref} can't be resumed here: {saved.partitioned}",
+            hint=f"resume with DeepSpeed from its folder: ckreg pull {saved.ref}; or leave "
+            "optimizer= out: the weights load all the same",
+        )
     if lacking:
         has = ", ".join(map(repr, saved.optimizers)) or "no optimizer state"
         raise RefusedLoadError(

@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..keys import to_raw
+from ..keys import Reading, to_raw
 from ..signature import KeyStyle
 from .devices import PER_PARAMETER, RECORDED
 from .inputs import Saved
@@ -29,6 +29,7 @@ def plan_text(plan: LoadPlan) -> str:
     add("map_location", f"{plan.map_location!r}: {plan.device_reason}")
     add("keys", _keys(plan))
     add("weights", _weights(plan))
+    add("memory", _memory(plan))
     add("dtype", _dtype(plan))
     add("restored", _restored(plan))
     for label, notes in (("ignored", plan.ignored), ("kept", plan.kept)):
@@ -60,7 +61,7 @@ class _Lines:
 def _keys(plan: LoadPlan) -> str:
     if plan.keys_from == "as they are":
         return "as they are in the file: how they are wrapped is not recorded"
-    style = f"the file's are {_style(plan.file_keys)}, {_SOURCES[plan.keys_from]}"
+    style = f"the file's are {_reading(plan.reading)}, {_SOURCES[plan.keys_from]}"
     renames = plan.renames
     if not renames:
         return f"none renamed ({style})"
@@ -75,12 +76,17 @@ _SOURCES = {
 }
 
 
-def _style(style: KeyStyle) -> str:
-    return repr(str(style)) if style else "plain"
+def _reading(reading: Reading) -> str:
+    style = repr(str(reading.style)) if reading.style else "plain"
+    if reading.drop:
+        return f"{style} with the net under {reading.drop!r}"
+    return f"{style} without the {reading.add!r} that holds them" if reading.add else style
 
 
 def _weights(plan: LoadPlan) -> str:
     text = f"{len(plan.moves)} tensors, {plan.weights}, {_size(plan.bytes_to_read)} to read"
+    if plan.size_bytes:
+        text += f" of {_size(plan.size_bytes)}"
     if plan.assign:
         text += "; assigned, because the net is on meta"
     if plan.retie:
@@ -90,6 +96,12 @@ def _weights(plan: LoadPlan) -> str:
             f"; {len(plan.must_equal)} tied in the net only: refused unless their values are equal"
         )
     return text
+
+
+def _memory(plan: LoadPlan) -> str:
+    devices = ", ".join(f"{_size(size)} on {name}" for name, size in plan.memory.devices.items())
+    held = " (the net has them already)" if plan.into_target and not plan.assign else ""
+    return f"{devices or 'none'}{held}; at most {_size(plan.memory.host_peak)} on the host"
 
 
 def _dtype(plan: LoadPlan) -> str:

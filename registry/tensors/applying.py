@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..containers import Description
+from ..containers import Assembled, Description
 from ..containers import Tensor as FileTensor
 from ..errors import RefusedLoadError
 from ..planning import LoadPlan, Move
@@ -100,7 +100,7 @@ def collect(
     return state
 
 
-def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, FileTensor]:
+def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, FileTensor | Assembled]:
     """Return the chosen weights by their keys in the file."""
     if plan.weights == "ema" and description.ema is not None:
         return description.ema
@@ -108,8 +108,8 @@ def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, FileTen
 
 
 def _wrapper_tensor(
-    source: str, description: Description, sources: Mapping[str, FileTensor]
-) -> FileTensor:
+    source: str, description: Description, sources: Mapping[str, FileTensor | Assembled]
+) -> FileTensor | Assembled:
     found = description.wrapper_state.get(source)
     return sources[source] if found is None else found
 

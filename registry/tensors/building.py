@@ -12,12 +12,12 @@ import argparse
 import sys
 import types
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
 
-from ..containers import Array, Contents, Opaque, Storage, TaggedDict, Tensor
+from ..containers import Array, Assembled, Contents, Opaque, Storage, TaggedDict, Tensor
 from ..containers.tree import (
     DTYPES,
     Constant,
@@ -34,12 +34,13 @@ _UNTYPED_ALIGNMENT: Final = 16
 
 
 class Builder:
-    """Builds the tensors and values of one file.
+    """Builds the tensors and values of one checkpoint.
 
     Args:
         contents: what the reader found.
         mapping: the file's bytes from offset 0, writable and private (`mmap.ACCESS_COPY`), or a
-            bytearray. The tensors keep it open: closing it while one lives raises BufferError.
+            bytearray; of several files, each one's by its name. The tensors keep it open: closing
+            it while one lives raises BufferError.
         trust: exact classes whose objects may come back; never functions.
         copy: copy every storage, so that nothing stays mapped (files on a network mount).
 
@@ -53,7 +54,8 @@ class Builder:
         self._contents = contents
         # Through a memoryview: torch.frombuffer lets go of an mmap's export, and close() would
         # unmap live tensors.
-        self._bytes = memoryview(mapping)
+        files = mapping if isinstance(mapping, Mapping) else {"": mapping}
+        self._bytes = {name: memoryview(data) for name, data in files.items()}
         self._copy = copy
         self._swap = contents.byteorder != sys.byteorder
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -66,8 +68,10 @@ class Builder:
 
     # --- tensors ---
 
-    def tensor(self, found: Tensor) -> torch.Tensor:
+    def tensor(self, found: Tensor | Assembled) -> torch.Tensor:
         """Return the tensor, on the CPU; the same one every time that it is asked for.
+
+        One that lies in pieces is put together in memory of its own.
 
         Raises:
             DamagedError: its bytes are not all in the mapping.
@@ -75,8 +79,20 @@ class Builder:
         """
         built = self._tensors.get(id(found))
         if built is None:
-            built = self._tensors[id(found)] = self._build(found)
+            make = self._assemble if isinstance(found, Assembled) else self._build
+            built = self._tensors[id(found)] = make(found)  # type: ignore[arg-type]  # as just told
         return built
+
+    def _assemble(self, found: Assembled) -> torch.Tensor:
+        whole = torch.empty(found.shape, dtype=dtype_named(found.dtype))
+        for chunk in found.chunks:
+            place = tuple(
+                slice(start, start + size)
+                for start, size in zip(chunk.offsets, chunk.tensor.shape, strict=True)
+            )
+            whole[place].copy_(self._build(chunk.tensor).detach())
+            self._storages.pop(id(chunk.tensor.storage), None)  # it may be a copy
+        return torch.nn.Parameter(whole) if found.kind == "parameter" else whole
 
     def _build(self, found: Tensor) -> torch.Tensor:
         dtype = dtype_named(found.dtype)
@@ -105,16 +121,20 @@ class Builder:
         return built
 
     def _build_storage(self, found: Storage, dtype: str) -> torch.UntypedStorage:
-        if found.offset < 0 or found.offset + found.size_bytes > len(self._bytes):
-            raise DamagedError(
-                f"the storage {found.key!r} ends at byte {found.offset + found.size_bytes} of a "
-                f"file of {len(self._bytes)}"
-            )
         if found.size_bytes == 0:
             return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        mapped = torch.frombuffer(
-            self._bytes, dtype=torch.uint8, count=found.size_bytes, offset=found.offset
-        )
+        if found.data is not None:
+            mapped = torch.frombuffer(bytearray(found.data), dtype=torch.uint8)
+        else:
+            data = self._bytes[found.file]
+            if found.offset < 0 or found.offset + found.size_bytes > len(data):
+                raise DamagedError(
+                    f"the storage {found.key!r} ends at byte {found.offset + found.size_bytes} of "
+                    f"a file of {len(data)}"
+                )
+            mapped = torch.frombuffer(
+                data, dtype=torch.uint8, count=found.size_bytes, offset=found.offset
+            )
         untyped = found.dtype == "uint8" != dtype
         alignment = max(DTYPES[dtype], _UNTYPED_ALIGNMENT if untyped else DTYPES[found.dtype])
         if self._copy or self._swap or mapped.data_ptr() % alignment:
@@ -154,7 +174,7 @@ class Builder:
             if shell is not None:
                 done[id(node)] = shell  # before its children: it may hold itself
             stack.append((node, True))
-            if not isinstance(node, Tensor):  # its attributes are built with it
+            if not isinstance(node, Tensor | Assembled):  # its attributes are built with it
                 stack.extend((child, False) for child in children(node))
         return _of(done, root)
 
@@ -177,7 +197,7 @@ class Builder:
             done[id(node)] = self._trusted_object(node, lambda value: _of(done, value))
         elif isinstance(node, Array):
             done[id(node)] = self._array(node, _of(done, node.items))
-        elif isinstance(node, Tensor) and own:
+        elif isinstance(node, Tensor | Assembled) and own:
             done[id(node)] = _owned(self.tensor(node))
         else:
             done[id(node)] = self._leaf(node)
@@ -186,7 +206,7 @@ class Builder:
         return key if isinstance(key, (*_LEAVES, tuple)) else self._leaf(key)
 
     def _leaf(self, node: Any) -> Any:
-        if isinstance(node, Tensor):
+        if isinstance(node, Tensor | Assembled):
             return self.tensor(node)
         if isinstance(node, Constant):
             return _constant(node)
@@ -203,6 +223,8 @@ class Builder:
 
     def _array(self, node: Array, items: list[Any] | None) -> Any:
         numpy = _numpy()
+        if node.tensor is not None:
+            return self.tensor(node.tensor).numpy().copy(order="K")
         order = "F" if node.fortran_order else "C"
         if items is not None:
             array = numpy.empty(len(items), dtype=object)

@@ -20,9 +20,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return (
-        plain.reshape(-1).view(torch.uint8) if plain.numel() else torch.empty(0, dtype=torch.uint8)
-    )
+    if not plain.numel():
+        return torch.empty(0, dtype=torch.uint8)
+    # One element may have any stride and is contiguous all the same, but its bytes can't be viewed.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
 
 
 def check_cast(tensor: Tensor, to: torch.dtype) -> str | None:

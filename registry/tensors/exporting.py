@@ -54,6 +54,23 @@ def adapted(
     return made
 
 
+def weights(plan: LoadPlan, builder: Builder, description: Description) -> dict[str, Any]:
+    """Return the weights alone under the plan's keys, on the file's own bytes."""
+    return collect(plan, builder, description, place=False)
+
+
+def tied(state: Mapping[str, Any]) -> list[tuple[tuple[str, ...], int]]:
+    """Return a state dict's names, those that are one tensor together, and each one's bytes."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    groups = {group[0]: group for group in tie_groups(tensors)}
+    others = {name for group in groups.values() for name in group[1:]}
+    return [
+        (groups.get(name, (name,)), tensors[name].nbytes if name in tensors else 0)
+        for name in state
+        if name not in others
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Copy:
     """Copies a file's tree, with other weights in the place of its own."""
@@ -106,6 +123,14 @@ def write_torch(tree: Mapping[str, Any], writer: Writer, *, tag: str, weights: s
     state = tree[weights] if weights else tree
     tagged = {t.untyped_storage()._cdata for t in _tensors(state)}
     write(tree, writer, pickle_module=_tagging(tag, tagged))
+
+
+def write_weights(state: Mapping[str, Any], writer: Writer) -> None:
+    """Write a part of a state dict as a torch file, without what else its storages hold."""
+    plain = Plainer()
+    tree = plain(state, "state_dict")
+    plain.compact()
+    write_torch(tree, writer, tag="cpu")
 
 
 def _tensors(value: Any) -> list[Tensor]:

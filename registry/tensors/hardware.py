@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from ..errors import RefusedLoadError
 from ..planning import Machine
 from ..surroundings import hostname
 from ..topology import Device, Topology
@@ -53,6 +56,42 @@ def rank() -> int:
     """Return this process's rank."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if several else 0
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes that are free on a device; "cpu" is the host.
+
+    Raises:
+        RefusedLoadError: this machine lacks it, or can't say.
+        ValueError: it is no device's name.
+    """
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none: take 'cpu', 'cuda' or 'cuda:1'") from error
+    if kind == "cpu":
+        return _free_host_memory()
+    here = machine().devices.get(kind, 0)
+    if (index or 0) >= here:
+        raise RefusedLoadError(
+            f"this machine has no {device}",
+            hint="say how much memory the other one has: --memory 24GB",
+        )
+    module = getattr(torch, kind)
+    if not hasattr(module, "mem_get_info"):
+        raise RefusedLoadError(
+            f"{kind} doesn't say how much of its memory is free",
+            hint="say how much there is: --memory 24GB",
+        )
+    return int(module.mem_get_info(index or 0)[0])
+
+
+def _free_host_memory() -> int:
+    with suppress(OSError):  # Linux: what the system can give without swapping
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine() -> Machine:

@@ -12,9 +12,8 @@ from typing import Any
 
 from ..containers import Description
 from ..errors import CkregError
-from ..keys import to_canonical, to_raw
+from ..keys import Reading, to_canonical, to_raw
 from ..planning import LoadPlan
-from ..signature import KeyStyle
 from .observe import Live
 from .wrappers import CHECKPOINT_TOKEN
 
@@ -32,21 +31,24 @@ def _canonical(plan: LoadPlan, description: Description) -> dict[str, Any] | Non
         return None
     found: dict[str, Any] = {}
     for path, versions in metadata.items():
-        name = _renamed(path, plan.file_keys) if isinstance(path, str) else None
+        name = _renamed(path, plan.reading) if isinstance(path, str) else None
         if name is not None and isinstance(versions, Mapping):
             plain = {k: v for k, v in versions.items() if isinstance(k, str) and isinstance(v, int)}
             found[name] = plain
     return found
 
 
-def _renamed(path: str, style: KeyStyle) -> str | None:
-    """Return a module's canonical path, or None for a wrapper's, whose version nobody needs."""
+def _renamed(path: str, reading: Reading) -> str | None:
+    """Return a module's path in the target, or None for a wrapper's or another's outside the net,
+    whose version nobody needs.
+    """
     path = without_token(path)
     probe = f"{path}.x" if path else "x"
     try:
-        return to_canonical([probe], style)[probe].rpartition(".")[0]
+        name = reading.place(to_canonical([probe], reading.style)[probe])
     except CkregError:
         return None
+    return None if name is None else name.rpartition(".")[0]
 
 
 def metadata_under(plan: LoadPlan, description: Description) -> OrderedDict[str, Any] | None:

@@ -1,0 +1,167 @@
+"""Export: a checkpoint's weights as a folder that other tools read, whole or in shards.
+
+    model.safetensors                           one file, or with --shard-size
+    model-00001-of-00003.safetensors …          shards, and which holds what:
+    model.safetensors.index.json
+    pytorch_model.bin …                         the same as torch files (--format pt)
+    ckreg.json                                  the checkpoint's record
+
+Law: names and layout are those that transformers and safetensors read (transformers 4 and 5); tied
+names are never in two shards. The folder appears whole or not at all. Imports .tensors only inside
+a function.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from . import opening
+from .blobs import BlobStore, Place, Progress, Staged
+from .catalog import Catalog
+from .opening import Opened, opened
+from .planning import LoadPlan, Wanted, make_plan
+from .records import Checkpoint
+from .values import canonical_json
+
+FORMATS: Final = ("safetensors", "pt")
+RECORD: Final = "ckreg.json"
+
+_NAMES: Final = {"safetensors": ("model", "safetensors"), "pt": ("pytorch_model", "bin")}
+_OURS: Final = re.compile(
+    r"(model|pytorch_model)(-\d{5,}-of-\d{5,})?\.(safetensors|bin)(\.index\.json)?|ckreg\.json"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of an export, and the keys of the state dict that go into it."""
+
+    file: str
+    keys: tuple[str, ...]
+
+
+def shards(
+    groups: Iterable[tuple[tuple[str, ...], int]], limit: int | None, format: str
+) -> tuple[Shard, ...]:
+    """Return which keys go into which file: in order, each file as full as the limit lets it be.
+
+    Args:
+        groups: names that are one tensor, and its bytes; they are never parted. One that is larger
+            than the limit has a file of its own.
+        limit: the bytes of one file; None: one file for all.
+
+    Example:
+        >>> [s.keys for s in shards([(("a",), 6), (("b", "c"), 3), (("d",), 9)], 10, "pt")]
+        [('a', 'b', 'c'), ('d',)]
+    """
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for names, size in groups:
+        if limit is not None and parts[-1] and filled + size > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].extend(names)
+        filled += size
+    stem, suffix = _NAMES[format]
+    many = len(parts)
+    if many == 1:
+        return (Shard(f"{stem}.{suffix}", tuple(parts[0])),)
+    return tuple(
+        Shard(f"{stem}-{i:05}-of-{many:05}.{suffix}", tuple(keys))
+        for i, keys in enumerate(parts, 1)
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return _OURS.fullmatch(name) is not None
+
+
+def export(
+    store: BlobStore,
+    catalog: Catalog,
+    checkpoint: Checkpoint,
+    dest: Path,
+    want: Wanted,
+    *,
+    format: str,
+    shard_bytes: int | None,
+    force: bool,
+    progress: Progress | None,
+) -> Path:
+    """Write the folder, and return its path; see `Registry.export`."""
+    with opened(store, catalog, checkpoint, verify=True) as file:
+        made = make_plan(opening.saved_side(file), None, want, None)
+        store.produce_folder(
+            dest,
+            lambda place: _fill(file, made, place, format, shard_bytes, progress),
+            replaceable=_is_ours if force else None,
+            expect_bytes=made.bytes_to_read,
+        )
+    return dest
+
+
+def _fill(
+    file: Opened,
+    made: LoadPlan,
+    place: Place,
+    format: str,
+    limit: int | None,
+    progress: Progress | None,
+) -> None:
+    from .tensors import building, exporting
+
+    description = file.description
+    source = description.weights
+    if made.weights == "ema" and description.ema is not None:
+        source = description.ema
+    used = list(opening.tensors_in([source[move.source] for move in made.moves]))
+    mapping = file.map()
+    file.verify(mapping, used, progress)
+    state = exporting.weights(made, building.Builder(file.contents, mapping), description)
+    groups = exporting.tied(state)
+    found = shards(groups, limit, format)
+    for shard in found:
+        part = state if len(found) == 1 else {key: state[key] for key in shard.keys}
+        place(shard.file, _writer(part, format, _facts(file, made) if len(found) == 1 else {}))
+    if len(found) > 1:
+        # of tied names a safetensors file holds the first, and an index names what is there
+        there = {
+            n for names, _ in groups for n in (names[:1] if format == "safetensors" else names)
+        }
+        index = {
+            "metadata": {"total_size": sum(size for _, size in groups)},
+            "weight_map": {key: s.file for s in found for key in s.keys if key in there},
+        }
+        stem, suffix = _NAMES[format]
+        place(f"{stem}.{suffix}.index.json", _json(index))
+    place(RECORD, _json(file.checkpoint.to_dict()))
+
+
+def _facts(file: Opened, made: LoadPlan) -> Mapping[str, str]:
+    """Return our own record for a file that holds all: it speaks of canonical keys."""
+    own = file.description.record
+    return {} if own is None or made.out_keys else {"ckreg": canonical_json(own)}
+
+
+def _writer(
+    state: Mapping[str, Any], format: str, facts: Mapping[str, str]
+) -> Callable[[Staged], None]:
+    from .tensors import exporting
+
+    if format == "safetensors":
+        return lambda staged: exporting.write_safetensors(state, staged, metadata=facts)
+    return lambda staged: exporting.write_weights(state, staged)
+
+
+def _json(value: Mapping[str, Any]) -> Callable[[Staged], None]:
+    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+    def write(staged: Staged) -> None:
+        staged.write(data)
+
+    return write
