@@ -300,6 +300,8 @@ def _saved_optimizer(
     """Read what torch's positional optimizer state says of itself."""
     form = tree if isinstance(tree, Mapping) else {}
     groups = [g for g in form.get("param_groups") or () if isinstance(g, Mapping)]
+    if not all(_are_positions(group.get("params")) for group in groups):
+        groups = []  # not torch's form: the weights load, a resume is refused
     state = form.get("state")
     state = state if isinstance(state, Mapping) else {}
     positions = [position for group in groups for position in group.get("params") or ()]
@@ -320,7 +322,12 @@ def _saved_optimizer(
                 {str(k) for entry in state.values() if isinstance(entry, Mapping) for k in entry}
             )
         ),
+        unplaced=len(state.keys() - set(positions)),
     )
+
+
+def _are_positions(params: object) -> bool:
+    return isinstance(params, list | tuple) and all(type(p) in (int, str) for p in params)
 
 
 def _parameter_shape(entry: object) -> tuple[int, ...] | None:

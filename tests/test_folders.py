@@ -12,6 +12,7 @@ from typing import Any
 import gloo
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from folder_files import copied, in_rows, write, write_dcp
 from safetensors.torch import save_file
 from torch import nn
@@ -123,6 +124,51 @@ def test_case_18_a_dcp_folder_is_pulled_with_the_keys_of_dataparallel(
     found = torch.load(path, weights_only=True)
     assert {f"module.{key}" for key in full} == found.keys()
     assert all(torch.equal(found[f"module.{key}"], value) for key, value in full.items())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("shapes_differ", [True, False])
+def test_a_positional_optimizer_in_a_dcp_folder_is_restored_or_refused_and_never_lost(
+    reg: Registry, tmp_path: Path, shapes_differ: bool
+) -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2 if shapes_differ else 4))
+
+    trained = net()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.5)
+    trained(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": trained.state_dict(), "optimizer": optimizer.state_dict()}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    reg.push(tmp_path / "dcp", model="net")
+    into = net()
+    fresh = torch.optim.AdamW(into.parameters())
+    if not shapes_differ:
+        with pytest.raises(RefusedLoadError, match="doesn't say which parameter"):
+            reg.load("net", into=into, optimizer=fresh)
+        return
+    reg.load("net", into=into, optimizer=fresh)
+    for was, now in zip(trained.parameters(), into.parameters(), strict=True):
+        assert torch.equal(optimizer.state[was]["exp_avg"], fresh.state[now]["exp_avg"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_dcp_folder_keeps_what_its_keys_no_longer_say(reg: Registry, tmp_path: Path) -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)  # whose state is empty
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # milestones are numbers
+    state = {
+        "model": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    reg.push(tmp_path / "dcp", model="net")
+    fresh = torch.optim.SGD(net.parameters(), lr=0.1)
+    again = torch.optim.lr_scheduler.MultiStepLR(fresh, [7])
+    reg.load("net", into=net, optimizer=fresh, scheduler=again)
+    assert fresh.param_groups[0]["lr"] == 0.5
+    assert again.state_dict()["milestones"] == {3: 1, 5: 1}
 
 
 @pytest.mark.ranks

@@ -5,6 +5,7 @@ touch nothing.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,3 +248,38 @@ def test_a_named_run_is_continued_by_its_name(reg: Registry) -> None:
         assert later.best("net", run="try-1") == first
     assert first.config.to_dict() == {"lr": 0.1}
     assert first.batch_size == second.batch_size == 64
+
+
+@pytest.mark.parametrize("params", [5, None, [[0], [1]], [None, None], {"a": 1}])
+def test_an_optimizer_that_is_not_in_torchs_form_is_refused_and_the_weights_load(
+    reg: Registry, tmp_path: Path, params: object
+) -> None:
+    odd = {"state": {0: {"step": 1}}, "param_groups": [{"params": params, "lr": 1.0}]}
+    net = nn.Linear(3, 4)
+    torch.save({"state_dict": net.state_dict(), "optimizer": odd}, tmp_path / "odd.pt")
+    reg.push(tmp_path / "odd.pt", model="net")
+    into = nn.Linear(3, 4)
+    reg.load("net", into=into)
+    assert same(into.state_dict(), net.state_dict())
+    optimizer = torch.optim.SGD(into.parameters(), lr=0.1)
+    with pytest.raises(RefusedLoadError):
+        reg.load("net", into=into, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"0": {"step": 1}}, "its param groups name none of them"),
+        ({0: 5}, "for weight it holds a int"),
+    ],
+)
+def test_optimizer_state_that_would_be_lost_is_refused(
+    reg: Registry, tmp_path: Path, state: object, why: str
+) -> None:
+    net = nn.Linear(3, 1, bias=False)
+    odd = {"state": state, "param_groups": [{"params": [0], "param_names": ["weight"], "lr": 1.0}]}
+    torch.save({"state_dict": net.state_dict(), "optimizer": odd}, tmp_path / "odd.pt")
+    reg.push(tmp_path / "odd.pt", model="net")
+    optimizer = torch.optim.LBFGS(net.parameters())
+    with pytest.raises(RefusedLoadError, match=why):
+        reg.load("net", into=net, optimizer=optimizer)

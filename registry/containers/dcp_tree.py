@@ -1,6 +1,7 @@
 """The state dict that a DCP folder's flat names make, and where its weights are.
 
-Law: names nest as the planner says, and nothing is lost. Where the model's tensors stand at the
+Law: names nest as the planner says, and nothing is lost: neither the numbers among a dict's keys,
+which DCP writes as text, nor an optimizer's empty state, which it leaves out. Where the model's tensors stand at the
 top beside all else, as torchtitan saves them, they become `model`, and an optimizer that was
 flattened by parameter becomes `optimizer` again.
 """
@@ -52,10 +53,32 @@ def _settled(level: _Level, label: str) -> dict[Any, Any] | list[Any]:
     items = {k: _settled(v, label) if type(v) is _Level else v for k, v in level.items()}
     numbers = [key for key in items if type(key) is int]
     if not numbers:
-        return items
+        return _with_numbers(items)
     if len(numbers) != len(items) or sorted(numbers) != list(range(len(items))):
         raise DamagedError(f"{label!r} describes a list with holes")
     return [items[i] for i in range(len(items))]
+
+
+def _with_numbers(items: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a dict as it was before DCP made its keys text and left out what was empty
+    (torch/distributed/checkpoint/_traverse.py, 2.6 to 2.13: `path + (str(k),)`).
+
+    Numbers are keys in an optimizer's state, by the positions that its groups name, and in a
+    MultiStepLR's `milestones`.
+    """
+    groups, milestones = items.get("param_groups"), items.get("milestones")
+    if isinstance(groups, list) and groups and all(_is_group(group) for group in groups):
+        positions = {str(i): i for group in groups for i in group["params"] if type(i) is int}
+        state = items.get("state", {})
+        if isinstance(state, dict):
+            items = {**items, "state": {positions.get(k, k): v for k, v in state.items()}}
+    if isinstance(milestones, dict) and all(str(key).isdecimal() for key in milestones):
+        items = {**items, "milestones": {int(key): many for key, many in milestones.items()}}
+    return items
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("params"), list)
 
 
 def arrange(root: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class SavedOptimizer:
         param_names: per param group the raw names that PyTorch kept (`param_names`), or None.
         state_names: the names of the state's entries (`exp_avg`, `step`), over all parameters; None
             if not read.
+        unplaced: how many entries of the state belong to no position.
     """
 
     cls: str | None
@@ -66,6 +67,7 @@ class SavedOptimizer:
     size_bytes: int = 0
     param_names: tuple[tuple[str, ...], ...] | None = None
     state_names: tuple[str, ...] | None = None
+    unplaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,12 @@ def remap(
         RefusedLoadError: another class, other parameters, or an order that can't be proved.
     """
     _same_class(ref, name, saved, target)
+    if saved.unplaced and all(shape is None for shape in saved.state_shapes):
+        raise RefusedLoadError(
+            f"the optimizer {name!r} of {ref} keeps state for {saved.unplaced} parameters, and its "
+            "param groups name none of them: all of it would be lost",
+            hint=_WEIGHTS_STILL,
+        )
     # Ties of either side name both: two states for one parameter, or one for two, differ in number.
     ties = (*names.saved_ties, *names.target_ties)
     wanted = _one_name(target.groups, ties)

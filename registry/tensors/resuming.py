@@ -119,17 +119,24 @@ def _optimizer_state(
     state: dict[Any, Any] = {k: v for k, v in saved_state.items() if k not in set(saved_ids)}
     for position, (own, name, parameter) in enumerate(zip(own_ids, names, parameters, strict=True)):
         entry = saved_state.get(saved_ids[move.order[position]])
-        if entry is not None:
-            state[own] = {
-                key: _placed(
-                    value,
-                    parameter,
-                    cast=casts.get(name),
-                    what=f"{move.name}: {key} of {name}",
-                    is_step=key == "step",
-                )
-                for key, value in entry.items()
-            }
+        if entry is None:
+            continue
+        if not isinstance(entry, Mapping):
+            raise RefusedLoadError(
+                f"the state of optimizer {move.name!r} in {plan.ref} is not in torch's form: for "
+                f"{name} it holds a {type(entry).__name__}",
+                hint="leave optimizer= out: the weights load all the same",
+            )
+        state[own] = {
+            key: _placed(
+                value,
+                parameter,
+                cast=casts.get(name),
+                what=f"{move.name}: {key} of {name}",
+                is_step=key == "step",
+            )
+            for key, value in entry.items()
+        }
     groups = [_group(dict(saved_groups[move.groups[g]]), own) for g, own in enumerate(own_groups)]
     return {"state": state, "param_groups": groups}
 
