@@ -381,6 +381,26 @@ def test_a_word_that_is_no_device_is_a_bad_call(device: str) -> None:
         plan(saved(), device=device)
 
 
+@pytest.mark.parametrize("device", ["foo", "cdua:1", "gpu", "gpu:0"])
+@pytest.mark.parametrize("machine", [None, TWO_GPUS])
+def test_a_word_that_is_no_type_of_device_is_a_bad_call(
+    device: str, machine: Machine | None
+) -> None:
+    with pytest.raises(ValueError, match="is no type of device"):
+        plan(saved(tag="meta"), machine=machine, device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "npu:3", "hpu", "mps", "xpu:1", "privateuseone:1"])
+def test_a_type_of_device_is_taken_as_said_wherever_it_is(device: str) -> None:
+    assert plan(saved(), machine=None, device=device).map_location == device
+
+
+def test_a_backends_own_name_is_a_device_where_it_is_here_or_in_the_file() -> None:
+    assert plan(saved(tag="odd:0"), machine=None, device="odd:1").map_location == "odd:1"
+    here = Machine({"cpu": 1, "odd": 2})
+    assert plan(saved(), machine=here, device="odd:1").map_location == "odd:1"
+
+
 def test_device_materialises_a_meta_target() -> None:
     p = plan(saved(), target(meta=True), machine=TWO_GPUS, device="cuda:1")
     assert {m.device for m in p.moves} == {"cuda:1"}

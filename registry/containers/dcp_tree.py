@@ -1,9 +1,9 @@
 """The state dict that a DCP folder's flat names make, and where its weights are.
 
 Law: names nest as the planner says, and nothing is lost: neither the numbers among a dict's keys,
-which DCP writes as text, nor an optimizer's empty state, which it leaves out. Where the model's tensors stand at the
-top beside all else, as torchtitan saves them, they become `model`, and an optimizer that was
-flattened by parameter becomes `optimizer` again.
+which DCP writes as text, nor an optimizer's empty state, which it leaves out. Where the model's
+tensors stand at the top beside all else, as torchtitan saves them, they become `model`, and an
+optimizer that was flattened by parameter becomes `optimizer` again.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ byte is read; nothing falls back to the CPU but `auto`, which says so.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,13 @@ from .inputs import Machine, Saved, SavedTensor, Target, TargetTensor
 
 RECORDED: Final = "recorded"
 PER_PARAMETER: Final = "each parameter's device"
+
+_TYPES: Final = frozenset(
+    {"cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia", "xla", "hip", "ipu", "maia", "mlu", "musa",
+     "vulkan", "privateuseone"}
+)  # fmt: skip
+"""torch.device's types whose tensors a file may hold (torch 2.13, c10/core/DeviceType.h), and the
+names that backends outside of PyTorch give to `privateuseone`."""
 
 _DEVICE = re.compile(r"(?P<type>[a-z][a-z0-9_]*)(?::(?P<index>\d{1,4}))?")
 
@@ -54,7 +62,8 @@ def place(
         RefusedLoadError: this machine lacks it, or it isn't where the target is.
     """
     if device is not None and device not in (RECORDED, "auto"):
-        _parsed(device)
+        here = () if machine is None else machine.devices
+        _check_type(device, _TYPES.union(here, (t.tag.partition(":")[0] for t in tensors)))
     tags = sorted({t.tag or "cpu" for t in tensors} - {"meta"})
     living = sorted({t.device for t in target.tensors if not t.meta}) if target else []
     if target is not None and not any(t.meta for t in target.tensors):
@@ -145,6 +154,17 @@ def _parsed(device: str) -> tuple[str, int]:
             f"device {device!r} is none: take 'cpu', 'cuda', 'cuda:1', 'recorded' or 'auto'"
         )
     return match["type"], int(match["index"] or 0)
+
+
+def _check_type(device: str, known: frozenset[str]) -> None:
+    kind = _parsed(device)[0]
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, 1)
+        raise ValueError(
+            f"device {device!r} is none: {kind!r} is no type of device; "
+            + (f"did you mean {near[0] + device[len(kind) :]!r}? " if near else "")
+            + "there are cpu, cuda, mps, xpu, npu, hpu, …, with a number: 'cuda:1'"
+        )
 
 
 def _agree(wanted: str, device: str) -> bool:
