@@ -140,16 +140,22 @@ class Recorded:
 
     Attributes:
         optimizers: name -> (class, canonical parameter names per group).
-        buffers: canonical names that are buffers; the other tensors are parameters.
+        key_style, file_keys: how the live net was wrapped, and how the file's keys are.
+        provenance: where topology and key style come from; a key style that isn't recorded says
+            nothing.
+        buffers: canonical names that are buffers; the other tensors are parameters. None where it
+            doesn't say.
         ties: canonical names that share one tensor.
     """
 
     given: Given
     run: CarriedRun | None
     key_style: KeyStyle
+    file_keys: KeyStyle
+    provenance: Provenance
     weights: Weights
     topology: Topology
-    buffers: frozenset[str]
+    buffers: frozenset[str] | None
     ties: tuple[tuple[str, ...], ...]
     optimizers: Mapping[str, tuple[str, tuple[tuple[str, ...], ...]]]
     scheduler: str | None
@@ -184,9 +190,19 @@ def recorded(record: Mapping[str, Any] | None) -> Recorded | None:
             given=given,
             run=None if record.get("run") is None else _run(record["run"], given),
             key_style=KeyStyle.parse(record.get("key_style") or ""),
+            file_keys=KeyStyle.parse(record.get("file_keys") or ""),
+            provenance=Provenance.from_dict(
+                {
+                    "topology": "recorded",
+                    "key_style": "recorded",
+                    **table_of(record.get("provenance"), "provenance"),
+                }
+            ),
             weights=one_of(record.get("weights", "live"), ("live", "ema"), "weights"),
             topology=Topology.from_dict(record.get("topology") or {}),
-            buffers=frozenset(map(str, record.get("buffers") or ())),
+            buffers=None
+            if record.get("buffers") is None
+            else frozenset(map(str, record["buffers"])),
             ties=tuple(tuple(map(str, group)) for group in record.get("ties") or ()),
             optimizers={
                 printable(name, "optimizer"): (
@@ -264,6 +280,16 @@ def completed(known: Given, named: Given) -> tuple[Given, tuple[str, ...]]:
         tags=tuple(dict.fromkeys((*known.tags, *named.tags))),
     )
     return whole, (*added, *(f"metrics.{name}" for name in metrics))
+
+
+def still_inferred(record: Recorded | None, given: Given) -> tuple[str, ...]:
+    """Return the facts that only a name said when the record was written, and nobody says now."""
+
+    def said(fact: str) -> bool:
+        name, _, metric = fact.partition(".")
+        return metric in given.metrics if metric else getattr(given, name, None) is not None
+
+    return () if record is None else tuple(f for f in record.provenance.from_name if not said(f))
 
 
 def dropped(description: Description, given: Given | None = None) -> tuple[str, ...]:
@@ -370,9 +396,10 @@ def keyed(description: Description, given: Given, record: Recorded | None) -> Ke
     provenance: Source
     if given.keys is not None:
         file_keys, provenance = given.keys, "recorded"
-        live = given.keys if record is None else record.key_style
-    elif record is not None:
-        file_keys, live, provenance = KeyStyle(), record.key_style, "recorded"
+        known = record is not None and record.provenance.key_style == "recorded"
+        live = record.key_style if record is not None and known else given.keys
+    elif record is not None and record.provenance.key_style == "recorded":
+        file_keys, live, provenance = record.file_keys, record.key_style, "recorded"
     else:
         file_keys = live = _guessed(tuple(raw))
         provenance = "inferred"
@@ -386,7 +413,7 @@ def keyed(description: Description, given: Given, record: Recorded | None) -> Ke
     raw = {key: spec for key, spec in raw.items() if key not in of_wrapper}
 
     def kind(name: str, default: Kind) -> Kind:
-        if record is None:
+        if record is None or record.buffers is None:
             return default
         return "buffer" if name in record.buffers else "parameter"
 
@@ -479,7 +506,11 @@ def draft(
         weights=weights,
         topology=topology,
         provenance=Provenance(
-            "recorded" if stated or record is not None else _source(topology),
+            "recorded"
+            if stated
+            else _source(topology)
+            if record is None
+            else record.provenance.topology,
             style.provenance,
             from_name,
         ),

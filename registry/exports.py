@@ -4,11 +4,11 @@
     model-00001-of-00003.safetensors …          shards, and which holds what:
     model.safetensors.index.json
     pytorch_model.bin …                         the same as torch files (--format pt)
-    ckreg.json                                  the checkpoint's record
+    ckreg.json                                  the checkpoint, and under `ckreg` its record
 
 Law: names and layout are those that transformers and safetensors read (transformers 4 and 5); tied
-names are never in two shards. The folder appears whole or not at all. Imports .tensors only inside
-a function.
+names are never in two shards. The folder appears whole or not at all, and pushed again it is what
+its record says. Imports .tensors only inside a function.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from . import opening
 from .blobs import BlobStore, Place, Progress, Staged
+from .carrying import carried
 from .catalog import Catalog
 from .opening import Opened, opened
 from .planning import LoadPlan, Wanted, make_plan
@@ -96,9 +97,11 @@ def export(
     """Write the folder, and return its path; see `Registry.export`."""
     with opened(store, catalog, checkpoint, verify=True) as file:
         made = make_plan(opening.saved_side(file), None, want, None)
+        run = None if checkpoint.run is None else catalog.run(checkpoint.run.id)
+        record = carried(checkpoint, run, made, file.description.record)
         store.produce_folder(
             dest,
-            lambda place: _fill(file, made, place, format, shard_bytes, progress),
+            lambda place: _fill(file, made, record, place, format, shard_bytes, progress),
             replaceable=_is_ours if force else None,
             expect_bytes=made.bytes_to_read,
         )
@@ -108,6 +111,7 @@ def export(
 def _fill(
     file: Opened,
     made: LoadPlan,
+    record: Mapping[str, Any],
     place: Place,
     format: str,
     limit: int | None,
@@ -125,9 +129,10 @@ def _fill(
     state = exporting.weights(made, building.Builder(file.contents, mapping), description)
     groups = exporting.tied(state)
     found = shards(groups, limit, format)
+    alone = {"ckreg": canonical_json(record)} if len(found) == 1 else {}
     for shard in found:
         part = state if len(found) == 1 else {key: state[key] for key in shard.keys}
-        place(shard.file, _writer(part, format, _facts(file, made) if len(found) == 1 else {}))
+        place(shard.file, _writer(part, format, alone))
     if len(found) > 1:
         # of tied names a safetensors file holds the first, and an index names what is there
         there = {
@@ -139,13 +144,7 @@ def _fill(
         }
         stem, suffix = _NAMES[format]
         place(f"{stem}.{suffix}.index.json", _json(index))
-    place(RECORD, _json(file.checkpoint.to_dict()))
-
-
-def _facts(file: Opened, made: LoadPlan) -> Mapping[str, str]:
-    """Return our own record for a file that holds all: it speaks of canonical keys."""
-    own = file.description.record
-    return {} if own is None or made.out_keys else {"ckreg": canonical_json(own)}
+    place(RECORD, _json({**file.checkpoint.to_dict(), "ckreg": dict(record)}))
 
 
 def _writer(

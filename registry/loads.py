@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .blobs import Progress, Staged
+from .carrying import carried
 from .containers import Description, Tensor
 from .errors import CkregError, RefusedLoadError
 from .keys import Reading
 from .opening import Opened, saved_side, tensors_in
 from .planning import LoadPlan, Wanted, make_plan
-from .records import Checkpoint
+from .records import Checkpoint, RunRecord
 from .signature import KeyStyle
 from .values import canonical_json
 
@@ -231,11 +232,16 @@ def export(
     want: Wanted,
     target: Staged,
     *,
+    run: RunRecord | None,
     format: str,
     only_weights: bool,
     progress: Progress | None,
 ) -> None:
-    """Write the file anew, adapted: its keys, its device tag, its format; see `Registry.pull`."""
+    """Write the file anew, adapted: its keys, its device tag, its format; see `Registry.pull`.
+
+    Args:
+        run: the whole of the checkpoint's run.
+    """
     from .tensors import building, exporting
 
     made = make_plan(saved_side(opened), None, want, None)
@@ -246,10 +252,8 @@ def export(
     only_weights = only_weights or format == "safetensors"
     tree = exporting.adapted(made, opened.contents, builder, description, only_weights=only_weights)
     if format == "safetensors":
-        own = opened.description.record
-        # The record speaks of canonical keys: it goes along where the keys are.
-        facts = {"ckreg": canonical_json(own)} if own is not None and not made.out_keys else None
-        exporting.write_safetensors(tree, target, metadata=facts)
+        record = carried(opened.checkpoint, run, made, description.record)
+        exporting.write_safetensors(tree, target, metadata={"ckreg": canonical_json(record)})
     else:
         weights = "" if only_weights else description.where.partition(".")[0]
         exporting.write_torch(tree, target, tag=made.map_location, weights=weights)

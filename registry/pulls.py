@@ -95,6 +95,7 @@ def pull(
     want = loads.wanted(
         device=adapt.device, out_keys=out_keys(checkpoint, adapt), weights=adapt.weights
     )
+    run = None if checkpoint.run is None else catalog.run(checkpoint.run.id)
     with opened(store, catalog, checkpoint, verify=True) as file:
         store.produce(
             path,
@@ -102,6 +103,7 @@ def pull(
                 file,
                 want,
                 staged,
+                run=run,
                 format=_format(checkpoint, adapt),
                 only_weights=adapt.only == "weights",
                 progress=progress,

@@ -18,7 +18,18 @@ from .blobs import Blob, BlobFile, BlobStore, FileBytes, Progress, SourceFile, T
 from .catalog import Catalog, Gone
 from .commits import Part, commit
 from .containers import Contents, Description, describe, read, read_folder
-from .drafting import UNSAID, Given, Recorded, completed, draft, dropped, keyed, merge, recorded
+from .drafting import (
+    UNSAID,
+    Given,
+    Recorded,
+    completed,
+    draft,
+    dropped,
+    keyed,
+    merge,
+    recorded,
+    still_inferred,
+)
 from .errors import CkregError, ConflictError, DamagedError, warn
 from .records import Checkpoint
 from .runs import named_run
@@ -178,6 +189,7 @@ def examine(
     except ValueError as error:
         remarks.append(f"{str(path)!r}: {error}; it is taken as a file without a record")
     known, from_name = completed(merge(given, description, record), named)
+    from_name = (*still_inferred(record, given), *from_name)
     if known.model is None:
         names = [t for t in dropped(description, given) if t.startswith("the file names its model")]
         why = "".join(f"; {text}" for text in names)

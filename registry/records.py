@@ -119,6 +119,27 @@ class Provenance:
     key_style: Source = "unknown"
     from_name: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "topology": self.topology,
+            "key_style": self.key_style,
+            "from_name": list(self.from_name),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Provenance:
+        """Return what `to_dict` wrote.
+
+        Raises:
+            ValueError, TypeError: it is no such form.
+        """
+        return cls(
+            one_of(plain.get("topology", "unknown"), SOURCES, "provenance"),
+            one_of(plain.get("key_style", "unknown"), SOURCES, "provenance"),
+            tuple(printable(n, "a fact") for n in list_of(plain.get("from_name"), "facts")),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -349,11 +370,7 @@ class Checkpoint:
             "file_keys": str(self.file_keys),
             "weights": self.weights,
             "topology": self.topology.to_dict(),
-            "provenance": {
-                "topology": self.provenance.topology,
-                "key_style": self.provenance.key_style,
-                "from_name": list(self.provenance.from_name),
-            },
+            "provenance": self.provenance.to_dict(),
             "container": self.container,
             "signature": self.signature,
             "raw_signature": self.raw_signature,
@@ -407,13 +424,7 @@ class Checkpoint:
             file_keys=KeyStyle.parse(plain.get("file_keys") or ""),
             weights=one_of(plain.get("weights", "live"), ("live", "ema", "both"), "weights"),
             topology=Topology.from_dict(table_of(plain.get("topology"), "topology")),
-            provenance=Provenance(
-                one_of(provenance.get("topology", "unknown"), SOURCES, "provenance"),
-                one_of(provenance.get("key_style", "unknown"), SOURCES, "provenance"),
-                tuple(
-                    printable(n, "a fact") for n in list_of(provenance.get("from_name"), "facts")
-                ),
-            ),
+            provenance=Provenance.from_dict(provenance),
             container=printable(plain["container"], "container"),
             signature=digest(plain["signature"]),
             raw_signature=None

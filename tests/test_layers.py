@@ -20,7 +20,7 @@ LAYERS = (
     "records",
     "refs where keys containers blobs surroundings location locks formatting",
     "planning drafting diffing",
-    "filenames",
+    "carrying filenames",
     "walking",
     "tensors",
     "tables sqlite",

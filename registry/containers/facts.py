@@ -7,7 +7,6 @@ understood is in `extra`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, Final
 from ..errors import ContainerError
 from .contents import Contents
 from .frameworks import Layout, layout_of
+from .safetensors import own_record
 from .source import Sources
 from .tree import Assembled, Opaque, TaggedDict, Tensor
 from .weights import (
@@ -41,6 +41,8 @@ METRIC_WORD: Final = re.compile(
 )
 _DCP_FILE: Final = re.compile(r"__(\d{1,9})_\d+\.distcp")
 _MAX_RECORD_NODES: Final = 1_000_000
+_EXPORTED: Final = frozenset({"hf-model", "safetensors-sharded", "torch-sharded"})
+"""The folders that an export of ours makes; their own root keeps our record, not their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +123,8 @@ def describe(contents: Contents, source: Sources) -> Description:
     # ckreg's own layout: another program's key of that name says nothing about where weights are
     laid_out = {"state_dict": top.get("state_dict")}
     own = not plain and _claims(top) and any(w.where == "state_dict" for w in find(laid_out))
-    record = _record(top["ckreg"]) if own or (plain and _claims(top)) else None
+    exported = plain or contents.container in _EXPORTED
+    record = _record(top["ckreg"]) if own or (exported and _claims(top)) else None
     layout = layout_of(top, contents.container)
     chosen, ema, notes = choose(laid_out) if own else _weights(contents, layout)
     # A bare state dict has no place for facts: its keys are tensors' names.
@@ -198,12 +201,9 @@ def _top(contents: Contents) -> dict[Any, Any]:
 
 def _parsed(metadata: dict[str, str]) -> dict[str, Any]:
     """Return a safetensors file's text metadata, with our own record as the JSON that it is."""
-    top: dict[str, Any] = dict(metadata)
-    try:
-        top["ckreg"] = json.loads(metadata["ckreg"])
-    except (KeyError, ValueError, RecursionError):
-        top.pop("ckreg", None)
-    return top
+    top: dict[str, Any] = {key: text for key, text in metadata.items() if key != "ckreg"}
+    record = own_record(metadata)
+    return top if record is None else {**top, "ckreg": record}
 
 
 def _tensors(items: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ kept under a name of its own, read like any file and never run. What `trainer_st
 `config.json` state is taken as it stands.
 
     config.json                           the architecture
+    ckreg.json                            our own record, where an export of ours wrote the weights
     model.safetensors, *.index.json       the weights, see shards.py
     trainer_state.json                    epoch, global_step, log_history
     optimizer.pt, scheduler.pt, scaler.pt (Trainer), optimizer.bin, scheduler.bin (accelerate)
@@ -23,7 +24,9 @@ from ..errors import AmbiguousError, ContainerError
 from .contents import Container, Contents
 from .dcp import read_pieces
 from .parts import Folder, Found
+from .safetensors import own_record
 from .shards import INDEX, SHARD, read_shards, refuse_without_index
+from .tree import TaggedDict
 
 WEIGHTS: Final = (
     "model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors",
@@ -71,6 +74,7 @@ def read_hub(folder: Folder) -> Contents:
         if another and _is_accelerate(names):
             root[another["name"]] = folder.part(name).root
     _config(folder, root)
+    _record(folder, root)
     _beside(folder, root)
     if "trainer_state.json" in names:
         container = "hf-trainer"
@@ -180,6 +184,18 @@ def _config(folder: Folder, root: dict[str, Any]) -> None:
         adapter = folder.json("adapter_config.json")
         root["adapter_config" if "config" in root else "config"] = adapter
         root["base_model"] = adapter.get("base_model_name_or_path")
+
+
+def _record(folder: Folder, root: dict[str, Any]) -> None:
+    """Take our own record: `ckreg.json` holds it, or the metadata of a lone safetensors file."""
+    if "ckreg.json" in folder.top():
+        found = folder.json("ckreg.json").get("ckreg")
+    elif isinstance(root["model"], TaggedDict):
+        found = own_record((root["model"].attributes or {}).get("__metadata__") or {})
+    else:
+        return
+    if found is not None:
+        root["ckreg"] = found
 
 
 def _beside(folder: Folder, root: dict[str, Any]) -> None:

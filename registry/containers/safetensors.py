@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import ContainerError, DamagedError, UntrustedError
@@ -75,6 +76,14 @@ def read_safetensors(source: ByteSource, name: str) -> Contents:
         container="safetensors", root=root, storages=tuple(storages), byteorder="little",
         unsafe_globals=(), size_bytes=source.size,
     )  # fmt: skip
+
+
+def own_record(metadata: Mapping[str, str]) -> Any:
+    """Return our own record, which is JSON in a file's text metadata; None where there is none."""
+    try:
+        return json.loads(metadata["ckreg"])
+    except (KeyError, ValueError, RecursionError):
+        return None
 
 
 def _header(name: str, data: bytes) -> dict[str, Any]:
