@@ -15,6 +15,7 @@ from typing import Any, Final
 from . import keys
 from .errors import RefusedLoadError
 from .formatting import count, field, listed, pad, width
+from .keys import Reading
 from .records import Checkpoint
 from .signature import KeyStyle, TensorSpec
 from .values import FORMAT
@@ -61,12 +62,13 @@ class Read:
         ref: the side.
         source: `recorded`; `matched` to the other side's keys; or `guessed` from its own.
         live: how its live model was wrapped, as far as that is known.
+        style: what was taken out of its keys, or put before them, so that they are these names.
         raw: canonical key -> key in the file; a wrapper's own counter is left out. A tied name that
             only the other side's file holds has its partner's key.
     """
 
     ref: str
-    style: KeyStyle
+    style: Reading
     source: str
     live: KeyStyle
     raw: Mapping[str, str]
@@ -341,31 +343,54 @@ def _filled(read: Read, other: Read, ties: Iterable[Sequence[str]]) -> Read:
     return replace(read, raw=raw)
 
 
-def _recorded(side: Side) -> KeyStyle | None:
+def _recorded(side: Side) -> Reading | None:
     ckpt = side.checkpoint
-    return ckpt.file_keys if ckpt.provenance.key_style == "recorded" else None
+    return Reading(ckpt.file_keys) if ckpt.provenance.key_style == "recorded" else None
 
 
-def _matched(side: Side, other: Side, style: KeyStyle | None) -> tuple[KeyStyle, str]:
-    """Return the style under which a side's keys are the other's, else the one they suggest."""
-    known = side.checkpoint.file_keys if style is None else style
-    for target in dict.fromkeys((known, keys.PLAIN)) if style is None else (known,):
-        try:
-            names = keys.to_canonical([t.key for t in other.weights], target)
-        except RefusedLoadError:
-            continue
-        wants = {names[t.key]: t.shape for t in other.weights}
-        ties = [*other.ties, *([names[key] for key in group] for group in other.views)]
-        found = keys.candidates({t.key: t.shape for t in side.weights}, wants, ties=ties)
-        if len(found) == 1:
-            return found[0], "matched"
-    return side.checkpoint.file_keys, "guessed"
+def _matched(side: Side, other: Side, reading: Reading | None) -> tuple[Reading, str]:
+    """Return how a side's keys are to be read to be the other's, else what they suggest.
+
+    Wrappers come first; then an attribute that held the net (Lightning's `model.`), where all of
+    one side's tensors are the other's.
+    """
+    guesses = (Reading(other.checkpoint.file_keys), Reading()) if reading is None else (reading,)
+    raw = {t.key: t.shape for t in side.weights}
+    for prefixed in (False, True):
+        for target in dict.fromkeys(guesses):
+            found = _readings(raw, other, target, prefixed=prefixed)
+            if len(found) == 1:
+                return found[0], "matched"
+    return Reading(side.checkpoint.file_keys), "guessed"
 
 
-def _read(side: Side, style: KeyStyle, source: str) -> Read:
+def _readings(raw: keys.Shapes, other: Side, target: Reading, *, prefixed: bool) -> list[Reading]:
+    """Return the readings under which keys are the other side's, as `target` reads those."""
+    try:
+        names = _names([t.key for t in other.weights], target)
+    except RefusedLoadError:
+        return []
+    wants = {names[t.key]: t.shape for t in other.weights}
+    ties = [*other.ties, *([names[key] for key in group] for group in other.views)]
+    if not prefixed:
+        return [Reading(style) for style in keys.candidates(raw, wants, ties=ties)]
+    return [
+        way.reading
+        for way in keys.prefixed_ways(raw, wants)
+        if keys.is_whole(way, raw, wants, ties) or len(way.matched) in (len(raw), len(wants))
+    ]
+
+
+def _names(raw: Iterable[str], reading: Reading) -> dict[str, str]:
+    """Return raw key -> name; one outside of an attribute that is dropped keeps its own."""
+    canonical = keys.to_canonical(raw, reading.style)
+    return {key: reading.place(name) or name for key, name in canonical.items()}
+
+
+def _read(side: Side, style: Reading, source: str) -> Read:
     raw = [t.key for t in side.weights] + list(side.others)
-    of_wrapper = keys.wrapper_state(raw, style)
-    canonical = keys.to_canonical((key for key in raw if key not in of_wrapper), style)
+    of_wrapper = keys.wrapper_state(raw, style.style)
+    canonical = _names((key for key in raw if key not in of_wrapper), style)
     return Read(
         side.checkpoint.ref,
         style,
@@ -404,6 +429,8 @@ def _weights(diff: Diff) -> str:
         return f"equal: {count(len(diff.tensors), 'tensor')}, value for value"
     changed = sum(not t.equal for t in diff.tensors)
     parts = [f"{changed:,} of {count(len(diff.tensors), 'tensor')} differ"]
+    if not diff.tensors:
+        parts = ["none has a name that both have"]
     parts += [f"{len(diff.only_a):,} only in {diff.a.ref}"] if diff.only_a else []
     parts += [f"{len(diff.only_b):,} only in {diff.b.ref}"] if diff.only_b else []
     return ", ".join(parts)

@@ -73,6 +73,54 @@ def test_two_files_without_records_are_read_so_that_they_agree(
     assert reg.diff(other, other).equal_weights
 
 
+@pytest.mark.parametrize("a", ["", "module.", "model.", "model._orig_mod.", "module.model."])
+@pytest.mark.parametrize("b", ["model.", "model._orig_mod.", "model.module."])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_equal_weights_under_the_attribute_that_held_the_net_are_equal(
+    reg: Registry, tmp_path: Path, a: str, b: str, recorded: bool
+) -> None:
+    net = seeded(3).features
+    state = net.state_dict()
+    first = {a + k: v for k, v in state.items()}
+    if recorded:
+        ours = reg.save(net, model="net")
+    else:
+        ours = reg.push(saved(first, tmp_path / "a.pt"), model="net")
+    second = {b + k: v for k, v in state.items()}
+    theirs = reg.push(saved(second, tmp_path / "b.pt"), model="net", note="b")
+    for one, two in ((ours, theirs), (theirs, ours)):
+        found = reg.diff(one, two)
+        assert found.equal_weights
+        assert len(found.tensors) == len(state)
+
+
+def test_what_lies_beside_the_attribute_that_held_the_net_is_only_there(
+    reg: Registry, tmp_path: Path
+) -> None:
+    net = seeded(3).features
+    ours = reg.save(net, model="net")
+    state = {f"model.{k}": v for k, v in net.state_dict().items()}
+    state["loss.weight"] = torch.ones(3)
+    theirs = reg.push(saved(state, tmp_path / "b.pt"), model="net")
+    found = reg.diff(ours, theirs)
+    assert all(t.equal for t in found.tensors)
+    assert (len(found.tensors), found.only_a, found.only_b) == (ours.tensors, (), ("loss.weight",))
+    assert not found.equal_weights
+
+
+def test_attributes_that_could_both_be_meant_are_not_chosen_between(
+    reg: Registry, tmp_path: Path
+) -> None:
+    net = seeded(3).features
+    ours = reg.save(net, model="net")
+    state = {
+        f"{name}.{k}": v for name in ("student", "teacher") for k, v in net.state_dict().items()
+    }
+    found = reg.diff(ours, reg.push(saved(state, tmp_path / "b.pt"), model="net"))
+    assert not found.tensors
+    assert "none has a name that both have" in str(found)
+
+
 def test_a_real_child_called_module_keeps_its_name(reg: Registry, tmp_path: Path) -> None:
     net = nn.ModuleDict({"module": nn.Linear(2, 2)})
     ours = reg.save(net, model="net")
