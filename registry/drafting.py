@@ -15,6 +15,7 @@ from typing import Any, Final
 from . import keys
 from .containers import Contents, Description
 from .errors import RefusedLoadError
+from .keys import stated_style
 from .records import (
     CarriedRun,
     Checkpoint,
@@ -128,7 +129,7 @@ def check(
         aliases=tuple(dict.fromkeys(label(a, "alias") for a in aliases)),
         parent=parent,
         note=brief(note, "note") or None,
-        keys=KeyStyle.parse(keys) if isinstance(keys, str) else keys,
+        keys=stated_style(keys) if isinstance(keys, str) else keys,
         strategy=None if strategy is None else one_of(strategy, STRATEGIES, "strategy"),
         world_size=optional_count(world_size, "world_size"),
     )

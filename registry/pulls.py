@@ -16,6 +16,7 @@ from . import loads
 from .blobs import BlobStore, Progress
 from .catalog import Catalog
 from .errors import NotFoundError
+from .keys import stated_style
 from .opening import OpenFiles, opened
 from .records import Checkpoint
 from .signature import KeyStyle
@@ -66,7 +67,7 @@ def adaptation(
         )
     style: KeyStyle | str | None = keys
     if keys not in (None, "plain", "recorded"):
-        style = KeyStyle.parse(str(keys))
+        style = stated_style(str(keys))
     return Adaptation(device, style, weights, only, format)
 
 

@@ -17,6 +17,7 @@ from registry.keys import (
     idle_positions,
     is_whole,
     prefixed_ways,
+    stated_style,
     to_canonical,
     to_raw,
     ways,
@@ -161,6 +162,18 @@ def without(key: str, chosen: tuple[str, ...]) -> str:
 
 
 # --- examples that people meet --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["model.", "+bert.", "module.model.", "model.,model._orig_mod."])
+def test_an_attribute_stated_as_a_wrapper_is_refused_with_where_it_is_stated(text: str) -> None:
+    with pytest.raises(ValueError, match=r"names an attribute that holds the net, '(model|bert)'"):
+        stated_style(text)
+
+
+def test_what_is_no_key_style_at_all_is_refused_as_that() -> None:
+    with pytest.raises(ValueError, match="is no key style"):
+        stated_style("no style")
+    assert str(stated_style("a.module.")) == "a.module."
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,26 @@ class Reading:
         return rest if rest and head == self.drop else None
 
 
+def stated_style(text: str) -> KeyStyle:
+    """Return the wrappers that a text states, for what is recorded or written.
+
+    Raises:
+        ValueError: it is no key style; of one that names an attribute the message says where that
+            is stated.
+    """
+    try:
+        return KeyStyle.parse(text)
+    except ValueError:
+        if _ATTRIBUTE.match(text) is None:
+            raise
+    reading = Reading.parse(text)
+    raise ValueError(
+        f"{text!r} names an attribute that holds the net, {reading.drop or reading.add!r}, and no "
+        "wrapper: leave it out here. A load into a net finds it, or is told: "
+        f"ckreg plan REF --keys {text}, reg.load(ref, into=net, keys={text!r})"
+    )
+
+
 _TOKEN = "|".join(WRAPPER_TOKENS)
 _ATTRIBUTE = re.compile(
     rf"(?P<plus>\+)?(?P<tokens>(?:(?:{_TOKEN})\.)*)"
