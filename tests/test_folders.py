@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from registry import (
     RefusedLoadError,
     Registry,
 )
+from registry.cli import run
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +281,32 @@ def test_a_folder_is_loaded_from_its_shards(reg: Registry, tmp_path: Path) -> No
         shell = mlp(3)
     reg.load(checkpoint, into=shell, device="cpu")
     assert same(shell, dict(mlp().state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", ["hub", "dcp", "dcp with optimizer"])
+def test_the_same_by_hand_works_on_what_the_pull_that_it_names_writes(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = mlp()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.5)
+    if kind == "hub":
+        hub(tmp_path / "src")
+    else:
+        state = {"model": trained.state_dict(), "optimizer": optimizer.state_dict()}
+        dcp.save(state, checkpoint_id=tmp_path / "src", no_dist=True)
+    ref = reg.push(tmp_path / "src", model="net").ref
+    net = mlp(2)
+    fresh = torch.optim.SGD(net.parameters(), lr=0.1)
+    resumed = fresh if kind == "dcp with optimizer" else None
+    first, *code = reg.plan(ref, into=net, optimizer=resumed).python.splitlines()
+    words = shlex.split(first.partition("as one file: ")[2])
+    assert words[0] == "ckreg"
+    assert run([*words[1:], "-r", reg.location]) == 0
+    exec("\n".join(code), {"torch": torch, "net": net, "optimizer": fresh})
+    assert same(net, mlp().state_dict())
+    assert fresh.param_groups[0]["lr"] == (0.1 if resumed is None else 0.5)
 
 
 def test_a_folder_pushed_twice_is_one_checkpoint(reg: Registry, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ..keys import Reading, to_raw
+from ..records import FOLDERS
 from ..signature import KeyStyle
 from .devices import PER_PARAMETER, RECORDED
 from .inputs import Saved
@@ -175,6 +176,14 @@ def by_hand(
     if plan.reader == "safetensors":
         where = "" if device == RECORDED else f", device={device!r}"
         lines.append(f"weights = safetensors.torch.load_file({name + '.safetensors'!r}{where})")
+    elif plan.reader in FOLDERS:
+        whole = bool(plan.optimizers or plan.scheduler)
+        how = "--format pt" if whole else "--format pt --only weights"
+        lines.append(f"# as one file: ckreg pull {plan.ref} {how} -o {name}.pt")
+        where = "" if device == RECORDED else f"map_location={device!r}, "
+        lines.append(f"ckpt = torch.load({name + '.pt'!r}, {where}weights_only=True)")
+        steps = plan.where.split(".") if plan.where and whole else []
+        lines.append("weights = ckpt" + "".join(f"[{step!r}]" for step in steps))
     else:
         if saved.unsafe_globals:
             shown = _listed([repr(g) for g in saved.unsafe_globals])
