@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from .blobs import BlobFile, BlobStore, Progress, Total, ranges
 from .catalog import Catalog
 from .containers import (
+    AnyTensor,
     Assembled,
     Contents,
     Description,
     Opaque,
+    Quantised,
+    Sparse,
     Tensor,
     describe,
     read_folder,
@@ -267,11 +270,8 @@ def _made(node: Opaque) -> str:
     return node.name
 
 
-def _saved_tensors(weights: Mapping[str, Tensor | Assembled]) -> tuple[SavedTensor, ...]:
-    views = {
-        key: (t.storage.key, t.offset, t.shape, t.stride) if isinstance(t, Tensor) else (key,)
-        for key, t in weights.items()
-    }
+def _saved_tensors(weights: Mapping[str, AnyTensor]) -> tuple[SavedTensor, ...]:
+    views = {key: _view(t) or (key,) for key, t in weights.items()}
     shared = Counter(views.values())
     return tuple(
         SavedTensor(
@@ -282,16 +282,31 @@ def _saved_tensors(weights: Mapping[str, Tensor | Assembled]) -> tuple[SavedTens
             size_bytes=t.size_bytes,
             tag=_tag(t),
             tie_group=views[key] if shared[views[key]] > 1 else None,
+            form=t.form,
         )
         for key, t in weights.items()
     )
 
 
-def _tag(found: Tensor | Assembled) -> str:
-    """Return the device that a tensor was saved on; of one in pieces, that of its first piece."""
+def _view(found: AnyTensor) -> tuple[Hashable, ...] | None:
+    """Return what two names of one tensor have in common; None for one in pieces."""
+    if isinstance(found, Tensor):
+        return (found.storage.key, found.offset, found.shape, found.stride)
+    if isinstance(found, Sparse):
+        return (found.form, found.shape, *map(_view, found.parts))
+    if isinstance(found, Quantised):
+        numbers = [n for n in (found.scale, found.zero_point) if not isinstance(n, Tensor)]
+        return (found.form, found.axis, *numbers, *map(_view, found.parts))
+    return None
+
+
+def _tag(found: AnyTensor) -> str:
+    """Return the device that a tensor was saved on; of one of several parts, the first one's."""
+    if isinstance(found, Tensor):
+        return found.storage.tag
     if isinstance(found, Assembled):
         return found.chunks[0].tensor.storage.tag if found.chunks else "cpu"
-    return found.storage.tag
+    return found.parts[0].storage.tag
 
 
 def _saved_optimizer(

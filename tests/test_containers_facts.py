@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from registry import AmbiguousError, ContainerError
-from registry.containers import Opaque
+from registry.containers import Opaque, Tensor
 
 
 def net() -> torch.nn.Sequential:
@@ -259,12 +259,14 @@ def test_a_scheduler_is_found_under_its_customary_names(tmp_path: Path) -> None:
 def test_extra_state_and_unreadable_tensors_stand_beside_the_weights(tmp_path: Path) -> None:
     state = OrderedDict(net().state_dict())
     state["0._extra_state"] = {"k": 1}
-    state["sparse"] = torch.ones(2).to_sparse()
+    state["1._extra_state"] = torch.ones(2)
+    state["meta"] = torch.ones(2, device="meta")
     found = facts({"state_dict": state}, tmp_path)
     assert list(found.weights) == KEYS
     assert found.others["0._extra_state"] == {"k": 1}
-    assert list(found.unbuildable) == ["sparse"]
-    assert isinstance(found.unbuildable["sparse"], Opaque)
+    assert isinstance(found.others["1._extra_state"], Tensor)
+    assert list(found.unbuildable) == ["meta"]
+    assert isinstance(found.unbuildable["meta"], Opaque)
 
 
 def test_a_pickled_module_is_described_by_its_state_dicts_names(tmp_path: Path) -> None:

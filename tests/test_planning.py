@@ -985,10 +985,10 @@ def test_two_forms_of_one_structure_have_the_files_cure_alone() -> None:
 
 
 def test_a_tensor_that_cannot_be_read_says_what_it_is() -> None:
-    made = "torch._utils._rebuild_sparse_tensor"
+    made = "torch._utils._rebuild_nested_tensor"
     s = saved(
         {k: v for k, v in NET.items() if k != "fc.bias"},
         others=("fc.bias",), unbuildable={"fc.bias": made},
     )  # fmt: skip
-    assert "'fc.bias' is no tensor that can be read: it is sparse" in refused(s, target())
-    assert "it is sparse" in refused(s)
+    assert "'fc.bias' is no tensor that can be read: it is a nested tensor" in refused(s, target())
+    assert "it is a nested tensor" in refused(s)

@@ -279,8 +279,3 @@ def test_functions_are_never_trusted() -> None:
     with pytest.raises(UntrustedError):
         tree_of(data, trust=[Evil, list])
     assert CALLS == []
-
-
-def test_a_sparse_tensor_is_refused_by_name() -> None:
-    with pytest.raises(UntrustedError, match="sparse"):
-        tree_of(torch_saved({"s": torch.eye(3).to_sparse()}))

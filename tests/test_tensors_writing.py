@@ -93,7 +93,7 @@ class Settings:
         ({"s": {1, 2}}, r"^extra\.s: a set "),
         ({"o": np.array([None])}, r"^extra\.o: a numpy array of object "),
         ({"d": np.datetime64("2026-01-01")}, r"^extra\.d: a datetime64 "),
-        ({"sparse": torch.eye(2).to_sparse()}, r"^extra\.sparse: a sparse_coo tensor "),
+        ({"packed": torch.eye(2).to_mkldnn()}, r"^extra\.packed: a _mkldnn tensor "),
         ({"meta": torch.zeros(2, device="meta")}, r"^extra\.meta: a tensor on the meta device "),
         ({len: 1}, r"^extra: the key .* is a function"),
         ({((1,), 2): 1}, r"^extra: the key "),

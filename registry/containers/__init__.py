@@ -23,6 +23,7 @@ from .source import ByteSource, FileSource, Sources, source_of
 from .torch_legacy import read_torch_legacy
 from .torch_zip import read_torch_zip
 from .tree import (
+    AnyTensor,
     Array,
     Assembled,
     Chunk,
@@ -30,6 +31,8 @@ from .tree import (
     Global,
     NumpyDtype,
     Opaque,
+    Quantised,
+    Sparse,
     Storage,
     StorageView,
     TaggedDict,
@@ -41,7 +44,8 @@ __all__ = [
     "read", "read_folder", "sniff", "recognise", "describe",
     "ByteSource", "FileSource", "Sources", "source_of",
     "Contents", "Description",
-    "Tensor", "Assembled", "Chunk", "Storage", "StorageView", "Array", "NumpyDtype", "TaggedDict",
+    "AnyTensor", "Tensor", "Assembled", "Chunk", "Sparse", "Quantised", "Storage", "StorageView",
+    "Array", "NumpyDtype", "TaggedDict",
     "Constant", "Global", "Opaque", "walk",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..errors import DamagedError
 from .dcp_metadata import Path
-from .tree import Assembled, Tensor
+from .tree import AnyTensor
 from .weights import CUSTOMARY, find
 
 
@@ -89,7 +89,7 @@ def arrange(root: dict[str, Any]) -> dict[str, Any]:
         if not rest.keys() & app.keys():
             root = {**app, **rest}
     root, optimizer = _take_optimizer(root)
-    tensors = {key: v for key, v in root.items() if isinstance(v, Tensor | Assembled)}
+    tensors = {key: v for key, v in root.items() if isinstance(v, AnyTensor)}
     if tensors and (optimizer is not None or _are_weights(root, tensors)):
         name = "model" if "model" not in root else "state_dict"
         root = {name: tensors, **{key: v for key, v in root.items() if key not in tensors}}
@@ -99,7 +99,7 @@ def arrange(root: dict[str, Any]) -> dict[str, Any]:
     return root if optimizer is None else {**root, "optimizer": optimizer}
 
 
-def _are_weights(root: dict[str, Any], tensors: dict[str, Tensor | Assembled]) -> bool:
+def _are_weights(root: dict[str, Any], tensors: dict[str, AnyTensor]) -> bool:
     """Say whether the tensors at the top are the weights, rather than a dict of tensors below."""
     if len(tensors) == len(root):
         return False  # a state dict as it is

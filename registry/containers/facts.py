@@ -18,7 +18,7 @@ from .contents import Contents
 from .frameworks import Layout, layout_of
 from .safetensors import own_record
 from .source import Sources
-from .tree import Assembled, Opaque, TaggedDict, Tensor
+from .tree import AnyTensor, Opaque, TaggedDict, Tensor
 from .weights import (
     WeightSet,
     choose,
@@ -54,8 +54,8 @@ class Description:
         where: their dotted path in the root; "" is the root itself.
         layout: what wrote it, as far as its keys say: `lightning`, `timm`, …
         metadata: the state dict's `_metadata`.
-        others: what else the state dict holds, such as `_extra_state`.
-        unbuildable: those of `others` that stand for a tensor of a sort that isn't read (sparse,
+        others: what else the state dict holds, such as `_extra_state`, tensor or not.
+        unbuildable: those of `others` that stand for a tensor of a sort that isn't read (meta,
             DTensor, …).
         module: the class, where a whole module was pickled instead of its state dict.
         ema, ema_where: averaged weights beside the live ones; with `ema_where == where` there are
@@ -74,14 +74,14 @@ class Description:
         notes: what was passed over, in words.
     """
 
-    weights: Mapping[str, Tensor | Assembled]
+    weights: Mapping[str, AnyTensor]
     where: str
     layout: str | None = None
     metadata: Mapping[str, Any] | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     unbuildable: Mapping[str, Opaque] = field(default_factory=dict)
     module: str | None = None
-    ema: Mapping[str, Tensor | Assembled] | None = None
+    ema: Mapping[str, AnyTensor] | None = None
     ema_where: str | None = None
     ema_metadata: Mapping[str, Any] | None = None
     model: str | None = None

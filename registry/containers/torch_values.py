@@ -13,26 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import DamagedError, UntrustedError
+from ..errors import DamagedError
 from ..signature import Kind
+from .sparse_quantised import quantised_tensor, sparse_tensor
+from .strided import is_count, sizes_of, tensor_v1, tensor_v2, tensor_v3
 from .tree import (
     DTYPES,
     Constant,
     Global,
     Opaque,
-    Storage,
-    StorageView,
+    Quantised,
+    Sparse,
     Tensor,
-    check_bounds,
     put_items,
     settle,
 )
 
 if TYPE_CHECKING:
     from .recording import Recorder
-
-MAX_EXPANDED_BYTES: Final = 4 << 30
-"""How much a file's tensors may take beyond their storages, where strides overlap."""
 
 _STORAGES: Final = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16",
@@ -152,7 +150,7 @@ def storage_id(pid: Any) -> StorageId:
             and isinstance(key, str)
             and isinstance(tag, str)
             and len(key) + len(tag) <= 512
-            and _is_count(elements)
+            and is_count(elements)
             and (view is None or _is_view(view))
         ):
             dtype = "uint8" if cls.name == "untyped" else cls.name
@@ -160,17 +158,13 @@ def storage_id(pid: Any) -> StorageId:
     raise DamagedError("the pickle names a storage in a way that torch doesn't")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
 def _is_view(value: Any) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) == 3
         and isinstance(value[0], str)
-        and _is_count(value[1])
-        and _is_count(value[2])
+        and is_count(value[1])
+        and is_count(value[2])
     )
 
 
@@ -178,113 +172,14 @@ def _is_view(value: Any) -> bool:
 # ----------------------------------------------------------------------------------------
 
 
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    if isinstance(value, tuple | list) and len(value) <= 64 and all(map(_is_count, value)):
-        return tuple(value)
-    return None
-
-
-def _dense(
-    recorder: Recorder,
-    storage: Any,
-    *,
-    place: tuple[Any, ...],
-    dtype: str | None,
-    requires_grad: Any,
-    hooks: Any,
-    metadata: Any,
-) -> Any:
-    """Return the dense tensor, bounds checked; NotImplemented for an argument not understood."""
-    first, shape, stride = place[0], _sizes(place[1]), _sizes(place[2])
-    view = storage if isinstance(storage, StorageView) else None
-    root = view.root if view else storage
-    if not isinstance(root, Storage) or not _is_count(first) or shape is None or stride is None:
-        return NotImplemented
-    if type(requires_grad) is not bool or hooks:
-        return NotImplemented
-    if metadata is not None and not _is_metadata(metadata):
-        return NotImplemented
-    dtype = dtype or root.dtype
-    size_bytes = root.size_bytes
-    if view is not None:
-        if dtype != root.dtype:
-            return NotImplemented
-        first += view.offset
-        size_bytes = (view.offset + view.elements) * DTYPES[dtype]
-    check_bounds(
-        shape=shape, stride=stride, offset=first, dtype=dtype, size_bytes=size_bytes, name=root.key
-    )
-    metadata = metadata or {}
-    made = Tensor(
-        root, dtype, shape, stride, first, "tensor", requires_grad,
-        metadata.get("conj", False), metadata.get("neg", False),
-    )  # fmt: skip
-    if made.size_bytes > root.size_bytes:
-        recorder.expanded_bytes += made.size_bytes - root.size_bytes
-        if recorder.expanded_bytes > MAX_EXPANDED_BYTES:
-            raise UntrustedError(
-                f"the file's tensors would take more than {MAX_EXPANDED_BYTES >> 30} GiB beyond "
-                "the bytes that it holds"
-            )
-    return made
-
-
-def _is_metadata(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() <= {"conj", "neg"}
-        and all(type(bit) is bool for bit in value.values())
-    )
-
-
-def _tensor_v1(recorder: Recorder, args: tuple[Any, ...]) -> Any:
-    if len(args) != 4:
-        return NotImplemented
-    return _dense(
-        recorder,
-        args[0],
-        place=args[1:4],
-        dtype=None,
-        requires_grad=False,
-        hooks=None,
-        metadata=None,
-    )
-
-
-def _tensor_v2(recorder: Recorder, args: tuple[Any, ...]) -> Any:
-    if not 6 <= len(args) <= 7:
-        return NotImplemented
-    metadata = args[6] if len(args) == 7 else None
-    return _dense(
-        recorder,
-        args[0],
-        place=args[1:4],
-        dtype=None,
-        requires_grad=args[4],
-        hooks=args[5],
-        metadata=metadata,
-    )
-
-
-def _tensor_v3(recorder: Recorder, args: tuple[Any, ...]) -> Any:
-    if not 7 <= len(args) <= 8:
-        return NotImplemented
-    dtype = args[6]
-    if not isinstance(dtype, Constant) or dtype.kind != "dtype":
-        return NotImplemented
-    metadata = args[7] if len(args) == 8 else None
-    return _dense(
-        recorder, args[0], place=args[1:4], dtype=dtype.name,
-        requires_grad=args[4], hooks=args[5], metadata=metadata,
-    )  # fmt: skip
-
-
 def _parameter(_: Recorder, args: tuple[Any, ...]) -> Any:
     """_rebuild_parameter(data, requires_grad, hooks), and torch 0.3's Parameter(data)."""
-    if not 1 <= len(args) <= 3 or not isinstance(args[0], Tensor):
+    if not 1 <= len(args) <= 3 or not isinstance(args[0], Tensor | Sparse | Quantised):
         return NotImplemented
     requires_grad = args[1] if len(args) > 1 else True
     if type(requires_grad) is not bool or (len(args) == 3 and args[2]):
+        return NotImplemented
+    if requires_grad and isinstance(args[0], Quantised):
         return NotImplemented
     return replace(args[0], kind="parameter", requires_grad=requires_grad)
 
@@ -354,14 +249,14 @@ def set_tensor_state(target: Tensor, state: Any) -> None:
 
 
 def _size(_: Recorder, args: tuple[Any, ...]) -> Any:
-    sizes = _sizes(args[0]) if len(args) == 1 else ()
+    sizes = sizes_of(args[0]) if len(args) == 1 else ()
     return NotImplemented if sizes is None or len(args) > 1 else sizes
 
 
 def _device(_: Recorder, args: tuple[Any, ...]) -> Any:
     if len(args) == 1 and isinstance(args[0], str):
         return Constant("device", args[0])
-    if len(args) == 2 and isinstance(args[0], str) and _is_count(args[1]):
+    if len(args) == 2 and isinstance(args[0], str) and is_count(args[1]):
         return Constant("device", f"{args[0]}:{args[1]}")
     return NotImplemented
 
@@ -392,9 +287,11 @@ _KINDS: Final[dict[tuple[str, str], Kind]] = {
 }
 
 _REBUILDS: Final[dict[tuple[str, str], _Maker]] = {
-    ("torch._utils", "_rebuild_tensor"): _tensor_v1,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_tensor"): tensor_v1,
+    ("torch._utils", "_rebuild_tensor_v2"): tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): tensor_v3,
+    ("torch._utils", "_rebuild_sparse_tensor"): sparse_tensor,
+    ("torch._utils", "_rebuild_qtensor"): quantised_tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter_with_state,
 }

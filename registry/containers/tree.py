@@ -4,7 +4,7 @@ Law: nothing here runs code of the file. Known things are values, unknown ones a
 nodes stay shared, and identity says so. Every walk is iterative and visits a node once.
 
     Tensor      a strided view into a Storage      Array     a numpy array
-    Assembled   a tensor in pieces, its Chunks
+    Assembled   a tensor in pieces, its Chunks   Sparse, Quantised   made of Tensors
     TaggedDict  an OrderedDict and its kin         Constant  torch.float16, torch.device, …
     Opaque      an object of any other class       Global    any other name
 """
@@ -95,6 +95,11 @@ class Tensor:
     attributes: dict[Any, Any] | None = None
 
     @property
+    def form(self) -> str:
+        """What sort of tensor it is."""
+        return "strided"
+
+    @property
     def elements(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
@@ -135,6 +140,11 @@ class Assembled:
     chunks: tuple[Chunk, ...]
 
     @property
+    def form(self) -> str:
+        """What sort of tensor it is."""
+        return "strided"
+
+    @property
     def elements(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
@@ -143,6 +153,107 @@ class Assembled:
     def size_bytes(self) -> int:
         """The bytes that it takes when it stands alone."""
         return self.elements * DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """A sparse tensor. Its sizes agree; whether its indices lie inside, only its bytes say.
+
+    Attributes:
+        layout: torch's name: `sparse_coo`, `sparse_csr`, `sparse_csc`, `sparse_bsr`, `sparse_bsc`.
+        dtype: of its values.
+        shape: the whole's.
+        indices: of `sparse_coo` one tensor, of the others the compressed and the plain ones.
+        values: those that are there.
+        coalesced: what the file says of `sparse_coo`: sorted and none twice; None: nothing.
+        kind, requires_grad, attributes: as a `Tensor`'s.
+    """
+
+    layout: str
+    dtype: str
+    shape: tuple[int, ...]
+    indices: tuple[Tensor, ...]
+    values: Tensor
+    coalesced: bool | None = None
+    kind: Kind = "tensor"
+    requires_grad: bool = False
+    attributes: dict[Any, Any] | None = None
+
+    @property
+    def form(self) -> str:
+        """What sort of tensor it is."""
+        return self.layout
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The dense tensors that it is made of."""
+        return (*self.indices, self.values)
+
+    @property
+    def elements(self) -> int:
+        """The number of elements, those that are nowhere written too."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its parts."""
+        return sum(part.size_bytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """An affinely quantised tensor; what it stands for is (integer - zero point) * scale.
+
+    Attributes:
+        integers: its elements, of dtype `qint8`, `quint8` or `qint32`.
+        scheme: torch's name: `per_tensor_affine`, `per_channel_affine`.
+        scale, zero_point: of the tensor; per channel, tensors of one for each index along `axis`.
+        kind, requires_grad, attributes: as a `Tensor`'s.
+    """
+
+    integers: Tensor
+    scheme: str
+    scale: float | Tensor
+    zero_point: int | Tensor
+    axis: int | None = None
+    kind: Kind = "tensor"
+    requires_grad: bool = False
+    attributes: dict[Any, Any] | None = None
+
+    @property
+    def form(self) -> str:
+        """What sort of tensor it is."""
+        return self.scheme
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The dense tensors that it is made of."""
+        more = (part for part in (self.scale, self.zero_point) if isinstance(part, Tensor))
+        return (self.integers, *more)
+
+    @property
+    def dtype(self) -> str:
+        """torch's name."""
+        return self.integers.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.integers.shape
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return self.integers.elements
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its parts."""
+        return sum(part.size_bytes for part in self.parts)
+
+
+AnyTensor = Tensor | Assembled | Sparse | Quantised
+"""A tensor of any sort that can be built."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,8 +338,8 @@ class Opaque:
         state: what would have been set on it, or None.
         appended: what would have been appended or added to it.
         items: what would have been set in it by key.
-        is_tensor: whether it stands for a tensor of a sort that isn't read yet (sparse, meta,
-            DTensor, …).
+        is_tensor: whether it stands for a tensor of a sort that isn't read (meta, DTensor, nested,
+            …).
     """
 
     name: str
@@ -243,7 +354,7 @@ class Opaque:
         return f"<Opaque {self.name}>"
 
 
-def settle(value: Storage | Array | NumpyDtype | Tensor, **fields: object) -> None:
+def settle(value: Storage | Array | NumpyDtype | AnyTensor, **fields: object) -> None:
     """Fill in fields of a value that the file gives later than the value itself.
 
     A pickle makes an object first and then its state, and a legacy torch file names storages before
@@ -339,6 +450,8 @@ def children(node: object) -> Iterable[Any]:
         return [part for part in (node.items, node.tensor) if part is not None]
     if isinstance(node, Assembled):
         return [chunk.tensor for chunk in node.chunks]
+    if isinstance(node, Sparse | Quantised):
+        return node.parts if node.attributes is None else (*node.parts, node.attributes)
     return ()
 
 

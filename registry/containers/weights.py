@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ..errors import AmbiguousError, ContainerError, UntrustedError
 from ..signature import Kind
-from .tree import Array, Assembled, Opaque, TaggedDict, Tensor
+from .tree import AnyTensor, Array, Opaque, Quantised, Sparse, TaggedDict, Tensor
 
 CUSTOMARY: Final = (
     "state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights",
@@ -50,7 +50,7 @@ class WeightSet:
     """
 
     where: str
-    tensors: dict[str, Tensor | Assembled]
+    tensors: dict[str, AnyTensor]
     others: dict[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
     module: str | None = None
@@ -132,7 +132,7 @@ def _refuse_nested(root: Any, chosen: WeightSet) -> None:
     node, path = root, ""
     for key in chosen.where.split(".")[:-1] if chosen.where else ():
         node, path = (items_of(node) or {}).get(key), f"{path}.{key}" if path else key
-        beside = [k for k, v in (items_of(node) or {}).items() if type(v) is Tensor]
+        beside = [k for k, v in (items_of(node) or {}).items() if isinstance(v, AnyTensor)]
         if beside:
             raise ContainerError(
                 f"the weights at {path!r} are nested: {len(beside)} tensors beside those at "
@@ -188,12 +188,19 @@ def _inside(where: str, node: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def is_extra_state(key: str) -> bool:
+    """Say whether a key of a state dict is what a module's get_extra_state() gave, of any type."""
+    return key.rpartition(".")[2] == "_extra_state"
+
+
 def _state_dict(where: str, node: Any) -> WeightSet | None:
     items = items_of(node)
     if not items or not all(type(key) is str for key in items):
         return None
     tensors = {
-        key: tensor for key, value in items.items() if (tensor := _tensor(value)) is not None
+        key: tensor
+        for key, value in items.items()
+        if not is_extra_state(key) and (tensor := _tensor(value)) is not None
     }
     others = {key: value for key, value in items.items() if key not in tensors}
     metadata = None
@@ -203,7 +210,7 @@ def _state_dict(where: str, node: Any) -> WeightSet | None:
         key
         for key, value in others.items()
         if value is not None
-        and not key.endswith("_extra_state")
+        and not is_extra_state(key)
         and not (isinstance(value, Opaque) and value.is_tensor)
     ]
     has_tensor = bool(tensors) or len(strange) < sum(v is not None for v in others.values())
@@ -214,9 +221,9 @@ def _state_dict(where: str, node: Any) -> WeightSet | None:
     return WeightSet(where, tensors, others, metadata)
 
 
-def _tensor(value: Any) -> Tensor | Assembled | None:
+def _tensor(value: Any) -> AnyTensor | None:
     """Return the tensor that a value is or, in a plain pickle, that its array stands for."""
-    if isinstance(value, Tensor | Assembled):
+    if isinstance(value, AnyTensor):
         return value
     return value.tensor if isinstance(value, Array) else None
 
@@ -245,7 +252,7 @@ def _module(where: str, node: Any) -> WeightSet | None:
                 ):
                     continue
                 tensor = _tensor(value)
-                if isinstance(tensor, Tensor):
+                if isinstance(tensor, Tensor | Sparse | Quantised):
                     weights.tensors[f"{prefix}{name}"] = replace(tensor, kind=kind)
                 else:
                     weights.others[f"{prefix}{name}"] = value
@@ -310,7 +317,7 @@ def _summary(root: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Tensor | Assembled):
+    if isinstance(value, AnyTensor):
         return f"a {value.dtype} tensor of shape {value.shape}"
     if isinstance(value, Opaque):
         return f"an object of {value.name[:80]}"

@@ -31,6 +31,7 @@ class SavedTensor:
         tie_group: equal for two tensors that are the very same view (storage, offset, shape,
             stride); None for a tensor that shares nothing. Two views of one flat storage are not
             tied.
+        form: what sort of tensor: `strided`, `sparse_coo`, `per_tensor_affine`, …
     """
 
     key: str
@@ -41,6 +42,7 @@ class SavedTensor:
     size_bytes: int = 0
     tag: str = "cpu"
     tie_group: Hashable = None
+    form: str = "strided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Saved:
         key_style: how the live model was wrapped.
         ties: recorded groups of names that are one tensor.
         weights: what `tensors` and `ema` are.
-        others: raw keys of entries of the state dict that are no tensors (`_extra_state`).
+        others: raw keys of entries of the state dict that are no weights (`_extra_state`).
         unbuildable: those of `others` that stand for a tensor of a sort that isn't read, and what
             would have made it: `torch._utils._rebuild_meta_tensor_no_storage`.
         wrapper_state: names of the wrapper's own tensors (`n_averaged`), kept beside the state
@@ -124,7 +126,11 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class TargetTensor:
-    """One tensor of the target's state dict: its raw key there, its canonical key, what it is."""
+    """One tensor of the target's state dict: its raw key there, its canonical key, what it is.
+
+    Attributes:
+        form: as a `SavedTensor`'s.
+    """
 
     key: str
     canonical: str
@@ -134,6 +140,7 @@ class TargetTensor:
     device: str = "cpu"
     kind: Kind = "parameter"
     meta: bool = False
+    form: str = "strided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ class Target:
 
     Attributes:
         ties: groups of names that are one tensor.
-        others: names of entries of its state dict that are no tensors (`_extra_state`).
+        others: names of entries of its state dict that are no weights (`_extra_state`).
         wrapper_state: names of its wrapper's own tensors (`n_averaged`).
         optimizers, scheduler, stateful: what the caller asked to restore.
         nonpersistent: names of buffers that are never in a state dict.

@@ -15,6 +15,7 @@ from ..signature import KeyStyle
 from .devices import Placement, place
 from .difference import Difference, Joined
 from .dtypes import check_casts, widens
+from .forms import check_forms
 from .inputs import Choice, Machine, Saved, SavedTensor, Target, TargetTensor, Wanted
 from .join import join, known_reading, placed, written_keys
 from .memory import memory_of
@@ -62,6 +63,7 @@ def make_plan(
         joined, difference = join(saved, tensors, target, wanted, known)
         out = target.key_style
         pairs = [*difference.matched, *difference.filled]
+        check_forms(saved.ref, pairs)
         check_casts(saved.ref, pairs, wanted.cast)
         moves = [_move(s, t.canonical, t.key, t, placement) for s, t in pairs]
         others = difference.others

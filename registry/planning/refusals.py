@@ -102,8 +102,8 @@ def why_unread(made: str) -> str:
 
 _UNREAD: Final = (
     ("meta_tensor", "it was saved on the meta device, with a shape but no values"),
-    ("sparse", "it is sparse"),
-    ("qtensor", "it is quantised"),
+    ("sparse", "it is sparse, in a form that isn't known"),
+    ("qtensor", "it is quantised, in a form that isn't known"),
     ("DTensor", "it is one rank's part of a DTensor"),
     ("ShardedTensor", "it is one rank's part of a ShardedTensor"),
     ("nested", "it is a nested tensor"),

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..containers import Assembled, Description
-from ..containers import Tensor as FileTensor
+from ..containers import AnyTensor, Description
 from ..errors import RefusedLoadError
 from ..planning import LoadPlan, Move
 from . import resuming
@@ -26,7 +25,7 @@ from .checks import check_cast, same_bits
 from .metadata import metadata_for, metadata_under, without_token
 from .observe import Live
 from .snapshots import Undo, foreign_code, take_snapshot
-from .views import view_key
+from .views import form_of, parts_of, storages_of
 from .wrappers import class_name
 
 
@@ -89,9 +88,7 @@ def collect(
     for move in plan.moves:
         tensor = builder.tensor(sources[move.source])
         _check_values(plan, move, tensor)
-        state[move.key] = tensor.to(
-            device=move.device if place else "cpu", dtype=dtype_named(move.to_dtype)
-        )
+        state[move.key] = _moved(tensor, move, move.device if place else "cpu")
     for raw, name in plan.others:
         state[name] = builder.tree(description.others[raw], own=True)
     metadata = metadata_under(plan, description)
@@ -100,7 +97,13 @@ def collect(
     return state
 
 
-def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, FileTensor | Assembled]:
+def _moved(tensor: Tensor, move: Move, device: str) -> Tensor:
+    """Return a tensor on a device, cast if the plan says so; quantised dtypes never are."""
+    placed = tensor.to(device)
+    return placed if move.dtype == move.to_dtype else placed.to(dtype_named(move.to_dtype))
+
+
+def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, AnyTensor]:
     """Return the chosen weights by their keys in the file."""
     if plan.weights == "ema" and description.ema is not None:
         return description.ema
@@ -108,8 +111,8 @@ def sources_of(plan: LoadPlan, description: Description) -> Mapping[str, FileTen
 
 
 def _wrapper_tensor(
-    source: str, description: Description, sources: Mapping[str, FileTensor | Assembled]
-) -> FileTensor | Assembled:
+    source: str, description: Description, sources: Mapping[str, AnyTensor]
+) -> AnyTensor:
     found = description.wrapper_state.get(source)
     return sources[source] if found is None else found
 
@@ -172,7 +175,7 @@ def _check_writable(
     retied = {key for group in plan.retie if any(k in state for k in group) for key in group}
     meta: list[str] = []
     for key, tensor in live.state.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or key in live.extra_states:
             continue
         if tensor.is_meta and key not in state and key not in retied:
             meta.append(key)
@@ -183,6 +186,9 @@ def _check_writable(
                 f"{key!r} of the net was made in inference mode and can't be changed outside it",
                 hint="build the net outside torch.inference_mode(), or load inside it",
             )
+        if tensor.layout != torch.strided:
+            _check_parts(plan, key, tensor, state[key])
+            continue
         if any(
             step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
         ):
@@ -209,6 +215,21 @@ def _check_writable(
             "the net is on meta: its parameters are replaced, and the optimizer holds the old ones",
             hint="load the weights first, then make the optimizer from net.parameters() and load "
             "again with optimizer=",
+        )
+
+
+def _check_parts(plan: LoadPlan, key: str, target: Tensor, value: Any) -> None:
+    """Refuse what torch can't copy into a compressed sparse tensor: other numbers of values."""
+    if target.layout == torch.sparse_coo:
+        return
+    here, there = (tuple(part.shape for part in parts_of(t)) for t in (target, value))
+    if here != there:
+        form = form_of(target)
+        raise RefusedLoadError(
+            f"{key!r} of the net is a {form} tensor with values of {tuple(here[-1])}, and that of "
+            f"{plan.ref} has {tuple(there[-1])}: torch copies only equal numbers of them",
+            hint=f"state = reg.load({plan.ref!r}).state_dict; "
+            "net.load_state_dict(state, assign=True), before the optimizer is made",
         )
 
 
@@ -239,10 +260,10 @@ def _load_weights(
     assigned: OrderedDict[str, Any] = OrderedDict()
     filled: OrderedDict[str, Any] = OrderedDict()
     moves = {move.key: move for move in plan.moves}
-    handed_out: set[object] = set()
+    handed_out: set[int] = set()
     for key, value in state.items():
         target = live.state.get(key)
-        if isinstance(target, Tensor) and target.is_meta:
+        if isinstance(target, Tensor) and target.is_meta and key not in live.extra_states:
             assigned[key] = _materialised(value, moves.get(key), handed_out)
         else:
             filled[key] = value
@@ -271,14 +292,14 @@ def _rebuild(plan: LoadPlan, live: Live) -> None:
             )
 
 
-def _materialised(value: Tensor, move: Move | None, handed_out: set[object]) -> Tensor:
+def _materialised(value: Tensor, move: Move | None, handed_out: set[int]) -> Tensor:
     """Return the tensor to assign; no two get one storage, since only the plan's ties are made."""
     if move is not None:
-        value = value.to(device=move.device, dtype=dtype_named(move.to_dtype))
-    storage = view_key(value)[0]
-    if storage in handed_out:
+        value = _moved(value, move, move.device)
+    storages = storages_of(value)
+    if handed_out & storages.keys():
         return value.clone()
-    handed_out.add(storage)
+    handed_out.update(storages)
     return value
 
 

@@ -17,7 +17,18 @@ from typing import Any, Final
 
 import torch
 
-from ..containers import Array, Assembled, Contents, Opaque, Storage, TaggedDict, Tensor
+from ..containers import (
+    AnyTensor,
+    Array,
+    Assembled,
+    Contents,
+    Opaque,
+    Quantised,
+    Sparse,
+    Storage,
+    TaggedDict,
+    Tensor,
+)
 from ..containers.tree import (
     DTYPES,
     Constant,
@@ -27,6 +38,7 @@ from ..containers.tree import (
     children,
 )
 from ..errors import ContainerError, DamagedError, UntrustedError
+from .compound import INTEGERS_OF, quantised, sparse
 from .wrappers import class_name
 
 _LEAVES: Final = (str, int, float, bool, bytes, complex, type(None))
@@ -68,19 +80,27 @@ class Builder:
 
     # --- tensors ---
 
-    def tensor(self, found: Tensor | Assembled) -> torch.Tensor:
+    def tensor(self, found: AnyTensor) -> torch.Tensor:
         """Return the tensor, on the CPU; the same one every time that it is asked for.
 
         One that lies in pieces is put together in memory of its own.
 
         Raises:
-            DamagedError: its bytes are not all in the mapping.
+            DamagedError: its bytes are not all in the mapping, or a sparse one's indices lie
+                outside of it, or a quantised one's scales are no scales.
             ContainerError: this torch has no such dtype.
         """
         built = self._tensors.get(id(found))
         if built is None:
-            make = self._assemble if isinstance(found, Assembled) else self._build
-            built = self._tensors[id(found)] = make(found)  # type: ignore[arg-type]  # as just told
+            if isinstance(found, Assembled):
+                built = self._assemble(found)
+            elif isinstance(found, Tensor):
+                built = self._build(found)
+            elif isinstance(found, Sparse):
+                built = self._finished(sparse(found, self._build), found)
+            else:
+                built = self._finished(quantised(found, self._build, self._storage), found)
+            self._tensors[id(found)] = built
         return built
 
     def _assemble(self, found: Assembled) -> torch.Tensor:
@@ -102,6 +122,12 @@ class Builder:
             tensor = tensor.conj()
         if found.neg:
             tensor = torch._neg_view(tensor)
+        return self._finished(tensor, found)
+
+    def _finished(self, tensor: torch.Tensor, found: Tensor | Sparse | Quantised) -> torch.Tensor:
+        """Give a tensor what was saved with it: its kind, requires_grad, attributes."""
+        if found.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
+            raise DamagedError(f"a {found.dtype} tensor in the file requires a gradient")
         if found.kind == "parameter":
             tensor = torch.nn.Parameter(tensor, requires_grad=found.requires_grad)
         elif found.requires_grad:
@@ -141,7 +167,8 @@ class Builder:
             mapped = mapped.clone()
         storage = mapped.untyped_storage()
         if self._swap:
-            swapped = dtype_named(dtype if untyped else found.dtype)
+            name = dtype if untyped else found.dtype
+            swapped = dtype_named(INTEGERS_OF.get(name, name))
             storage.byteswap(swapped)  # type: ignore[no-untyped-call]
         return storage
 
@@ -170,11 +197,13 @@ class Builder:
             if id(node) in opened:
                 continue
             opened.add(id(node))
+            if isinstance(node, Opaque) and node.name not in self._trusted:
+                raise self._untrusted(node.name)  # before its parts, which may be strange too
             shell = _shell(node)
             if shell is not None:
                 done[id(node)] = shell  # before its children: it may hold itself
             stack.append((node, True))
-            if not isinstance(node, Tensor | Assembled):  # its attributes are built with it
+            if not isinstance(node, AnyTensor):  # its attributes are built with it
                 stack.extend((child, False) for child in children(node))
         return _of(done, root)
 
@@ -197,7 +226,7 @@ class Builder:
             done[id(node)] = self._trusted_object(node, lambda value: _of(done, value))
         elif isinstance(node, Array):
             done[id(node)] = self._array(node, _of(done, node.items))
-        elif isinstance(node, Tensor | Assembled) and own:
+        elif isinstance(node, AnyTensor) and own:
             done[id(node)] = _owned(self.tensor(node))
         else:
             done[id(node)] = self._leaf(node)
@@ -206,7 +235,7 @@ class Builder:
         return key if isinstance(key, (*_LEAVES, tuple)) else self._leaf(key)
 
     def _leaf(self, node: Any) -> Any:
-        if isinstance(node, Tensor | Assembled):
+        if isinstance(node, AnyTensor):
             return self.tensor(node)
         if isinstance(node, Constant):
             return _constant(node)
@@ -235,9 +264,7 @@ class Builder:
 
     def _trusted_object(self, node: Opaque, of: Callable[[Any], Any]) -> Any:
         """Make an object of a class that the caller named, from the parts that the file gives."""
-        cls: Any = self._trusted.get(node.name)
-        if cls is None:
-            raise self._untrusted(node.name)
+        cls: Any = self._trusted[node.name]
         args, kwargs = of(node.args), of(node.kwargs)
         if issubclass(cls, BaseException) or (node.state is None and not node.appended):
             made = cls(*args, **kwargs) if args or kwargs else cls.__new__(cls)

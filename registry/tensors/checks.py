@@ -10,12 +10,27 @@ import math
 import torch
 from torch import Tensor
 
+from .views import form_of, parts_of, quantizer_of
+
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors have one dtype, shape and bits: NaN is NaN, 0.0 is not -0.0."""
-    if a.dtype != b.dtype or a.shape != b.shape:
+    """Return whether two tensors have one dtype, shape and bits: NaN is NaN, 0.0 is not -0.0.
+
+    Sparse ones are compared part by part, as they stand: an order of indices counts.
+    """
+    if a.dtype != b.dtype or a.shape != b.shape or form_of(a) != form_of(b):
         return False
-    return torch.equal(_bytes(a), _bytes(b))
+    parts = list(zip(_dense(a), _dense(b), strict=True))
+    if any(x.dtype != y.dtype or x.shape != y.shape for x, y in parts):
+        return False
+    return all(torch.equal(_bytes(x), _bytes(y)) for x, y in parts)
+
+
+def _dense(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors whose bits are a tensor's."""
+    if tensor.is_quantized:
+        return (tensor.int_repr(), *quantizer_of(tensor))
+    return parts_of(tensor)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

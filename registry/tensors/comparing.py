@@ -15,6 +15,7 @@ from torch import Tensor
 from ..diffing import Numbers, together
 from ..errors import ContainerError
 from .checks import same_bits
+from .views import form_of
 
 PIECE: int = 1 << 20
 """How many elements are compared at once; each takes some 60 bytes meanwhile."""
@@ -29,6 +30,14 @@ def compare(a: Tensor, b: Tensor) -> Numbers:
     """
     if a.shape != b.shape:
         raise ValueError(f"the shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    forms = form_of(a), form_of(b)
+    if forms != ("strided", "strided"):
+        if same_bits(a, b):
+            return Numbers(True)
+        what = f"{forms[0]} and {forms[1]}" if forms[0] != forms[1] else f"two {forms[0]}"
+        raise ContainerError(
+            f"{what} tensors, whose parts differ: only dense ones are compared as numbers"
+        )
     with torch.no_grad():
         return together(_numbers(x, y) for x, y in _pieces(a.detach(), b.detach()))
 

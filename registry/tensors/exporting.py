@@ -24,7 +24,7 @@ from ..planning import LoadPlan
 from .applying import collect
 from .building import Builder
 from .plain import Plainer
-from .views import dtype_name, tie_groups
+from .views import dtype_name, form_of, size_bytes, storages_of, tie_groups
 from .writing import Writer, write
 
 
@@ -65,7 +65,7 @@ def tied(state: Mapping[str, Any]) -> list[tuple[tuple[str, ...], int]]:
     groups = {group[0]: group for group in tie_groups(tensors)}
     others = {name for group in groups.values() for name in group[1:]}
     return [
-        (groups.get(name, (name,)), tensors[name].nbytes if name in tensors else 0)
+        (groups.get(name, (name,)), size_bytes(tensors[name]) if name in tensors else 0)
         for name in state
         if name not in others
     ]
@@ -121,7 +121,7 @@ def write_torch(tree: Mapping[str, Any], writer: Writer, *, tag: str, weights: s
         weights: the key of the weights in the tree; "" is the tree itself.
     """
     state = tree[weights] if weights else tree
-    tagged = {t.untyped_storage()._cdata for t in _tensors(state)}
+    tagged = {storage for t in _tensors(state) for storage in storages_of(t)}
     write(tree, writer, pickle_module=_tagging(tag, tagged))
 
 
@@ -200,6 +200,12 @@ def write_safetensors(
             f"{odd!r} is no tensor, and a safetensors file holds nothing else",
             hint="take format='pt' (or --format pt)",
         )
+    for name, tensor in tensors.items():
+        if form_of(tensor) != "strided":
+            raise ContainerError(
+                f"{name!r} is a {form_of(tensor)} tensor, and a safetensors file holds dense ones",
+                hint="take format='pt' (or --format pt)",
+            )
     facts = {"format": "pt", **(metadata or {})}
     for kept, *others in tie_groups(tensors):
         for name in others:

@@ -17,7 +17,7 @@ from ..errors import RefusedLoadError
 from ..planning import Target, TargetOptimizer, TargetTensor
 from ..signature import KeyStyle, Signature, TensorSpec
 from ..topology import Strategy
-from .views import dtype_name, tie_groups
+from .views import dtype_name, form_of, tie_groups
 from .wrappers import Names, Place, class_name, is_a, join, refuse_sharded, walk
 
 
@@ -33,7 +33,9 @@ class Live:
             `_metadata`).
         signature: the tensors under their canonical keys.
         ties: groups of canonical keys that are one tensor.
-        others: canonical keys whose value is no tensor (`_extra_state`).
+        others: canonical keys that are no weights: what a module's get_extra_state() gave, of any
+            type, and values that are no tensors.
+        extra_states: raw keys of what get_extra_state() gave.
         wrapper_state: `<position>.n_averaged` -> raw key.
         averaged: whether the weights, as a whole, are an AveragedModel's.
         nonpersistent: canonical names of buffers that state_dict leaves out.
@@ -52,6 +54,7 @@ class Live:
     signature: Signature
     ties: tuple[tuple[str, ...], ...]
     others: tuple[str, ...]
+    extra_states: frozenset[str]
     wrapper_state: Mapping[str, str]
     averaged: bool
     nonpersistent: tuple[str, ...]
@@ -93,7 +96,9 @@ def observe(net: nn.Module) -> Live:
     named = Names(places)
     canonical = {key: name for key in state if (name := named.canonical(key)) is not None}
     _refuse_collisions(canonical)
-    tensors = {name: v for k, name in canonical.items() if isinstance(v := state[k], Tensor)}
+    extra = frozenset(key for key, (_, name) in named.owners.items() if name == "_extra_state")
+    weights = {k: v for k in canonical if k not in extra and isinstance(v := state[k], Tensor)}
+    tensors = {canonical[k]: v for k, v in weights.items()}
     for name, tensor in tensors.items():
         if nn.parameter.is_lazy(tensor):
             raise RefusedLoadError(
@@ -116,7 +121,8 @@ def observe(net: nn.Module) -> Live:
             )
         ),
         ties=tie_groups(tensors),
-        others=tuple(n for k, n in canonical.items() if not isinstance(state[k], Tensor)),
+        others=tuple(n for k, n in canonical.items() if k not in weights),
+        extra_states=extra,
         wrapper_state=dict(named.wrapper_state),
         averaged=averaged,
         nonpersistent=tuple(
@@ -203,9 +209,10 @@ def target_of(
                 device=str(t.device),
                 kind=kinds[name],
                 meta=t.is_meta,
+                form=form_of(t),
             )
             for key, name in live.canonical.items()
-            if isinstance(t := live.state[key], Tensor)
+            if key not in live.extra_states and isinstance(t := live.state[key], Tensor)
         ),
         key_style=live.key_style,
         ties=live.ties,

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ..containers.tree import DTYPES
-from .views import dtype_name, view_key
+from .views import FORMS, dtype_name, form_of, size_bytes, storages_of, view_key
 from .wrappers import class_name
 
 _DEEPEST: Final = 100
+_PACKED: Final = ("quint4x2", "quint2x4")
 _KEYS: Final = (str, int, float, bytes, types.NoneType)
 
 # A storage may be this much larger than what is saved of it: cuDNN pads the weights of an RNN, say.
@@ -135,14 +136,17 @@ class Plainer:
             )
         if plain.is_meta:
             raise TypeError(f"{path}: a tensor on the meta device has no values to save")
-        if plain.layout is not torch.strided or plain.is_quantized or plain.is_nested:
-            kind = "quantised" if plain.is_quantized else "nested" if plain.is_nested else None
+        form = "nested" if plain.is_nested else form_of(plain)
+        if form != "strided" and form not in FORMS:
             raise TypeError(
-                f"{path}: a {kind or str(plain.layout).removeprefix('torch.')} tensor has no plain "
-                "form; save it dense, e.g. .to_dense() or .dequantize()"
+                f"{path}: a {form} tensor has no plain form; save it dense, e.g. .to_dense() or "
+                ".dequantize()"
             )
-        if dtype_name(plain) not in DTYPES:
+        if dtype_name(plain) not in DTYPES or dtype_name(plain) in _PACKED:
             raise TypeError(f"{path}: a tensor of {plain.dtype} has no form in a file")
+        if form != "strided":
+            wasteful = sum(storages_of(plain).values()) > size_bytes(plain) * _SLACK + 64
+            return plain.clone() if plain.is_inference() or wasteful else plain
         plain = plain.resolve_conj().resolve_neg()
         if plain.is_inference():
             plain = plain.clone()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .observe import Live
+from .views import form_of
 from .wrappers import class_name
 
 
@@ -52,10 +53,10 @@ def take_snapshot(live: Live, undo: Undo, *, values: bool) -> None:
     extra: list[tuple[nn.Module, object]] = []
     if values:
         for key, value in live.state.items():
-            if isinstance(value, Tensor):
-                copies[key] = value.clone()
-            elif live.owners.get(key, (None, ""))[1] == "_extra_state":
+            if key in live.extra_states:
                 extra.append((live.owners[key][0], copy.deepcopy(value)))
+            elif isinstance(value, Tensor):
+                copies[key] = value.clone()
 
     def back() -> None:
         for module, parameters, buffers in held:
@@ -66,6 +67,8 @@ def take_snapshot(live: Live, undo: Undo, *, values: bool) -> None:
         with torch.no_grad():
             for key, saved in copies.items():
                 tensor = live.state[key]
+                if form_of(saved) != "strided" and key in live.owners:
+                    tensor = getattr(*live.owners[key])  # its indices or scales are its own
                 assert isinstance(tensor, Tensor)  # state_dict's tensors share the net's memory
                 tensor.copy_(saved)
         for module, state in extra:

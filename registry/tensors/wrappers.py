@@ -155,7 +155,7 @@ class Names:
             self.kinds[name] = "parameter"
         elif segments[0] in node._buffers:
             self.kinds[name] = "buffer"
-        elif segments[0] != "_extra_state":
+        elif segments != ["_extra_state"]:
             return  # a hook made it up: nobody holds it
         self.owners[key] = (node, segments[0])
 

@@ -21,6 +21,7 @@ from ..errors import RefusedLoadError
 from . import rng as rng_
 from .observe import Live, optimizer_groups
 from .plain import Plainer
+from .views import storages_of
 from .wrappers import class_name
 
 
@@ -145,8 +146,7 @@ def size_bytes(tree: object) -> int:
     while stack:
         value = stack.pop()
         if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
+            storages.update(storages_of(value))
         elif isinstance(value, Mapping):
             stack.extend(value.values())
         elif isinstance(value, list | tuple):

@@ -26,9 +26,11 @@ import numpy as np
 import torch
 
 from registry import CkregError
-from registry.containers import Description, Tensor, describe, read, read_folder
+from registry.containers import Description, describe, read, read_folder
 from registry.errors import DamagedError
 from registry.tensors.building import Builder
+from registry.tensors.checks import same_bits
+from registry.tensors.views import size_bytes
 
 from . import seeds
 
@@ -195,8 +197,7 @@ def weights_of(made: bytes | Folder) -> tuple[Description, dict[str, torch.Tenso
         contents = read(Memory(made), "mutant")
         description = describe(contents, Memory(made))
         builder = Builder(contents, bytearray(made))
-        found = {k: v for k, v in description.weights.items() if isinstance(v, Tensor)}
-        return description, {key: builder.tensor(tensor) for key, tensor in found.items()}
+        return description, {k: builder.tensor(v) for k, v in description.weights.items()}
     files = {name: Memory(data) for name, data in made.items()}
     return describe(read_folder(files, "mutant"), files), {}
 
@@ -209,15 +210,9 @@ def differs(ours: Mapping[str, torch.Tensor], theirs: Any, description: Descript
         other = theirs[key]
         if (mine.dtype, mine.shape) != (other.dtype, other.shape):
             return f"{key}: {mine.dtype} {mine.shape}, and torch {other.dtype} {other.shape}"
-        if mine.numel() * mine.element_size() <= _MAX_COMPARED and _bits(mine) != _bits(other):
+        if size_bytes(mine) <= _MAX_COMPARED and not same_bits(mine, other):
             return f"{key}: other values than torch's"
     return None
-
-
-def _bits(tensor: torch.Tensor) -> bytes:
-    plain = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    plain = plain.clone(memory_format=torch.contiguous_format)  # one element may have any stride
-    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
 @dataclass(slots=True)

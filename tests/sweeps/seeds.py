@@ -43,12 +43,23 @@ def values() -> list[Any]:
                 "half": torch.ones(3, dtype=torch.float16), "brain": torch.ones(2).bfloat16(),
                 "flag": torch.tensor([True, False]), "long": torch.tensor(5), "none": torch.ones(0),
                 "conj": torch.tensor([1 + 2j]).conj(), "sparse": torch.eye(3).to_sparse(),
+                "csr": torch.eye(3).to_sparse_csr(), **_quantised(),
             },
             "acc": np.float64(0.5), "history": np.arange(4), "note": "é",
             "big": 2**40, "t": (1, None),
         },
         net,
     ]  # fmt: skip
+
+
+def _quantised() -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch would do it in another library
+        scales, zeros = torch.tensor([0.5, 0.25]).double(), torch.tensor([3, 0])
+        return {
+            "affine": torch.quantize_per_tensor(torch.ones(2, 2), 0.5, 3, torch.quint8),
+            "channels": torch.quantize_per_channel(torch.ones(2, 2), scales, zeros, 0, torch.qint8),
+        }
 
 
 def torch_zips() -> list[bytes]:
