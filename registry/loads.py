@@ -6,7 +6,7 @@ Imports .tensors only inside functions: a plan without a live net never imports 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .containers import Description, Tensor
 from .errors import CkregError, RefusedLoadError
 from .keys import Reading
 from .opening import Opened, saved_side, tensors_in
-from .planning import LoadPlan, Wanted, make_plan
+from .planning import LoadPlan, Wanted, make_plan, trusted
 from .records import Checkpoint, RunRecord
 from .signature import KeyStyle
 from .values import canonical_json
@@ -39,7 +39,7 @@ class LoadResult:
         loaded: the target's keys that were set.
         ignored: what the file holds and the load left, each with its reason.
         missing, unexpected: keys that `allow` let pass.
-        extra: the file's `extra`, as plain values.
+        extra: the file's `extra`, as plain values and objects of the classes in trust.
         epoch, step: as recorded.
     """
 
@@ -78,6 +78,7 @@ def wanted(
     weights: str | None = None,
     cast: str | None = None,
     allow: Sequence[str] = (),
+    trust: Iterable[type] = (),
     rng: bool = False,
 ) -> Wanted:
     """Return what a caller wants, checked.
@@ -98,6 +99,7 @@ def wanted(
         weights=weights,  # type: ignore[arg-type]  # checked above
         cast=cast,  # type: ignore[arg-type]
         allow=tuple(allow),
+        trust=trusted(trust),
         rng=rng,
         world_size=None,
     )
@@ -181,7 +183,7 @@ def load(
     mapping = opened.map()
     if verify:
         opened.verify(mapping, _used(made, description), progress)
-    builder = building.Builder(opened.contents, mapping)
+    builder = building.Builder(opened.contents, mapping, trust=want.trust.values())
     extra, left = _extra(description, builder)
     state = None
     if objects.net is None or live is None:
@@ -223,7 +225,8 @@ def _extra(description: Description, builder: Builder) -> tuple[dict[str, Any], 
         try:
             extra[key] = builder.tree(value, own=True)
         except CkregError as error:
-            left[f"extra.{key}"] = f"it is no plain data: {error.message}"
+            cure = f"; {error.hint}" if error.hint else ""
+            left[f"extra.{key}"] = f"it is no plain data: {error.message}{cure}"
     return extra, left
 
 

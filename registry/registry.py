@@ -410,6 +410,7 @@ class Registry:
         weights: Literal["live", "ema"] | None = None,
         cast: Literal["widen", "narrow"] | None = None,
         allow: Sequence[str] = (),
+        trust: Iterable[type] = (),
         rng: bool = False,
         verify: bool = True,
         progress: Progress | None = None,
@@ -430,19 +431,25 @@ class Registry:
             cast: "widen" lets dtypes grow, "narrow" lets them shrink while finite values stay
                 finite.
             allow: globs over canonical keys that may be missing, unexpected or of another shape.
+            trust: exact classes whose objects come back in `.extra`, scheduler and stateful; their
+                code runs. Functions are never called, and nothing is trusted unnamed; weights need
+                no trust. What stays in the file for lack of it is in `.ignored`.
             rng: restore this process's random states.
             verify: False skips the digests, for speed on a disk that you trust.
 
         Raises:
             NotFoundError, AmbiguousError: the ref names none, or several.
             RefusedLoadError: the load would be wrong; the message says what differs and what to do.
+            UntrustedError: the scheduler or a stateful object holds an object of a class that isn't
+                in trust.
             DamagedError: the bytes are not those that were recorded.
+            TypeError: something in trust is no class.
         """
         checkpoint = self._resolve(ref, dataset)
         store, catalog = self._parts()
         want = loads.wanted(
             device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
-            allow=allow, rng=rng,
+            allow=allow, trust=trust, rng=rng,
         )  # fmt: skip
         with opened(store, catalog, checkpoint, verify=verify) as file:
             result = loads.load(
@@ -470,6 +477,7 @@ class Registry:
         weights: Literal["live", "ema"] | None = None,
         cast: Literal["widen", "narrow"] | None = None,
         allow: Sequence[str] = (),
+        trust: Iterable[type] = (),
         rng: bool = False,
     ) -> LoadPlan:
         """Return what `load` with the same words would do, and why; reads no tensor data.
@@ -483,7 +491,7 @@ class Registry:
         store, catalog = self._parts()
         want = loads.wanted(
             device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
-            allow=allow, rng=rng,
+            allow=allow, trust=trust, rng=rng,
         )  # fmt: skip
         with opened(store, catalog, checkpoint, verify=True) as file:
             return loads.plan(

@@ -257,7 +257,7 @@ def test_an_object_is_refused_by_name_and_its_code_does_not_run() -> None:
     builder, contents = builder_of(data)
     with pytest.raises(UntrustedError, match=r"test_tensors_building\.Config") as caught:
         builder.tree(contents.root)
-    assert "plain values" in str(caught.value.hint)  # load has no trust= to point to yet
+    assert "trust=[test_tensors_building.Config]" in str(caught.value.hint)
     assert CALLS == []
     assert builder.tree(contents.root["w"]).tolist() == [1]  # the weights load without it
 

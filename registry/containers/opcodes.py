@@ -216,7 +216,7 @@ class Machine:
 
     def op_pop(self) -> None:
         if self.stack:
-            self.stack.pop()
+            keep_effect(self.stack.pop())
         else:
             self.pop_mark()
 
@@ -253,23 +253,23 @@ class Machine:
         self.op_global()
         cls = self.stack.pop()
         args = self.pop_mark()
-        self.stack.append(self.recorder.call(cls, tuple(args)))
+        self.stack.append(self.recorder.call(cls, tuple(args), new=not args))
 
     def op_obj(self) -> None:
         args = self.pop_mark()
         if not args:
             raise DamagedError("the pickle makes an object of no class")
-        self.stack.append(self.recorder.call(args[0], tuple(args[1:])))
+        self.stack.append(self.recorder.call(args[0], tuple(args[1:]), new=len(args) == 1))
 
     def op_newobj(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = self.recorder.call(self.stack[-1], args)
+        self.stack[-1] = self.recorder.call(self.stack[-1], args, new=True)
 
     def op_newobj_ex(self) -> None:
         kwargs, args = self.stack.pop(), self.stack.pop()
         if type(kwargs) is not dict:
             raise DamagedError("the pickle makes an object with keywords that are no dict")
-        self.stack[-1] = self.recorder.call(self.stack[-1], args, kwargs)
+        self.stack[-1] = self.recorder.call(self.stack[-1], args, kwargs, new=True)
 
     def op_build(self) -> None:
         state = self.stack.pop()
@@ -279,6 +279,17 @@ class Machine:
         if self.persistent is None:
             raise DamagedError("the pickle names a storage where it can't have one")
         self.stack[-1] = self.persistent(self.stack[-1])
+
+
+def keep_effect(dropped: Any) -> None:
+    """Keep a call whose result is dropped, in the objects that it may change.
+
+    So pickle sets a state by a function (`__reduce__` of six items); without it the object would
+    seem to be whole.
+    """
+    for changed in dropped.args if isinstance(dropped, Opaque) else ():
+        if isinstance(changed, Opaque) and changed.state is None:
+            changed.state = dropped
 
 
 def _byte(data: bytes, at: int) -> tuple[int]:

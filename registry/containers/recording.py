@@ -80,13 +80,21 @@ class Recorder:
             self._globals[module, name] = known
         return known
 
-    def call(self, callee: Any, args: Any, kwargs: dict[Any, Any] | None = None) -> Any:
-        """Return what a call stands for (REDUCE, NEWOBJ and their kin), without making it."""
+    def call(
+        self, callee: Any, args: Any, kwargs: dict[Any, Any] | None = None, *, new: bool = False
+    ) -> Any:
+        """Return what a call stands for (REDUCE, NEWOBJ and their kin), without making it.
+
+        Args:
+            new: it is `callee.__new__` that would be called.
+        """
         if type(args) is not tuple:
             raise DamagedError("the pickle calls something with arguments that are no tuple")
         if type(callee) is Global:
             if callee.module == "copyreg":
-                callee, args, kwargs = _unwrap(callee, args, kwargs)
+                inner = _unwrap(callee, args, kwargs)
+                new = new or (inner[0] is not callee and callee.name.startswith("__newobj"))
+                callee, args, kwargs = inner
             if self._nested is not None and _is_nested(callee, args):
                 value = self._nested(args[0], self.place_of(args[0]))
                 if value is not NotImplemented:
@@ -101,6 +109,7 @@ class Recorder:
                 args,
                 kwargs or {},
                 is_tensor=torch_values.makes_tensor(callee.module, callee.name),
+                new=new,
             )
         if isinstance(callee, Opaque):
             return Opaque(f"{callee.name}()", (callee, *args), kwargs or {})

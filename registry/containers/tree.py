@@ -335,6 +335,7 @@ class Opaque:
     Attributes:
         name: the class or function: `pkg.module.Class`.
         args, kwargs: what it would have been called with.
+        new: whether its class's `__new__` would have been called, not the class: `__init__` isn't.
         state: what would have been set on it, or None.
         appended: what would have been appended or added to it.
         items: what would have been set in it by key.
@@ -349,6 +350,7 @@ class Opaque:
     appended: list[Any] = field(default_factory=list)
     items: dict[Any, Any] = field(default_factory=dict)
     is_tensor: bool = False
+    new: bool = False
 
     def __repr__(self) -> str:
         return f"<Opaque {self.name}>"

@@ -16,6 +16,7 @@ from .inputs import (
     TargetOptimizer,
     TargetTensor,
     Wanted,
+    trusted,
 )
 from .make import make_plan
 from .plan import KeysFrom, LoadPlan, Move, Note, OptimizerMove
@@ -25,5 +26,5 @@ __all__ = [
     "LoadPlan", "Move", "OptimizerMove", "Note", "KeysFrom",
     "Saved", "SavedTensor", "SavedOptimizer",
     "Target", "TargetTensor", "TargetOptimizer",
-    "Wanted", "Cast", "Choice", "Machine",
+    "Wanted", "Cast", "Choice", "Machine", "trusted",
 ]  # fmt: skip

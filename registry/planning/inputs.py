@@ -6,7 +6,7 @@ are canonical unless a field says raw. None means unknown, never a default.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
@@ -188,6 +188,7 @@ class Wanted:
             file's style is known, else as they are in the file.
         weights: which of live and averaged weights; None where the file has only one of them.
         allow: globs over canonical keys that may be missing, unexpected or mis-shaped.
+        trust: the classes whose objects may come back, by the names that files give them.
         rng: restore the random number generators.
         world_size: how many processes there are now; None: not said, nothing is compared.
     """
@@ -198,8 +199,25 @@ class Wanted:
     weights: Choice | None = None
     cast: Cast | None = None
     allow: tuple[str, ...] = ()
+    trust: Mapping[str, type] = field(default_factory=dict)
     rng: bool = False
     world_size: int | None = None
+
+
+def trusted(classes: Iterable[type]) -> dict[str, type]:
+    """Return classes by the names that files give them: `module.Class`.
+
+    Raises:
+        TypeError: one is no class.
+    """
+    if isinstance(classes, type):
+        raise TypeError(f"trust is a list of classes: trust=[{classes.__qualname__}]")
+    found: dict[str, type] = {}
+    for cls in classes:
+        if not isinstance(cls, type):
+            raise TypeError(f"trust takes classes, not {cls!r}: functions are never called")
+        found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,8 @@ def restore(
             Note(name, "no state of the net; the result's .extra holds it, if it is plain data")
         )
     for name in saved.unsafe_globals:
-        found.ignored.append(
-            Note(
-                f"objects of {name}",
-                "a load never runs a file's code",
-            )
-        )
+        if name not in wanted.trust:
+            found.ignored.append(Note(f"objects of {name}", "a load never runs a file's code"))
     if found.optimizers or found.scheduler:
         _changed(found, saved, wanted, choice)
     return found

@@ -37,7 +37,8 @@ from ..containers.tree import (
     StorageView,
     children,
 )
-from ..errors import ContainerError, DamagedError, UntrustedError
+from ..errors import CkregError, ContainerError, DamagedError, UntrustedError
+from ..planning import trusted
 from .compound import INTEGERS_OF, quantised, sparse
 from .wrappers import class_name
 
@@ -72,11 +73,7 @@ class Builder:
         self._swap = contents.byteorder != sys.byteorder
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._tensors: dict[int, torch.Tensor] = {}
-        self._trusted: dict[str, type] = {}
-        for cls in trust:
-            if not isinstance(cls, type):
-                raise TypeError(f"trust takes classes, not {cls!r}: functions are never called")
-            self._trusted[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        self._trusted = trusted(trust)
 
     # --- tensors ---
 
@@ -197,8 +194,8 @@ class Builder:
             if id(node) in opened:
                 continue
             opened.add(id(node))
-            if isinstance(node, Opaque) and node.name not in self._trusted:
-                raise self._untrusted(node.name)  # before its parts, which may be strange too
+            if isinstance(node, Opaque) and (node.is_tensor or node.name not in self._trusted):
+                raise _untrusted(node)  # before its parts, which may be strange too
             shell = _shell(node)
             if shell is not None:
                 done[id(node)] = shell  # before its children: it may hold itself
@@ -244,7 +241,7 @@ class Builder:
         if isinstance(node, Global):
             cls = self._trusted.get(node.dotted)
             if cls is None:
-                raise self._untrusted(node.dotted)
+                raise _untrusted(node)
             return cls
         if isinstance(node, NumpyDtype):
             return _numpy().dtype(node.typestr)
@@ -264,31 +261,48 @@ class Builder:
 
     def _trusted_object(self, node: Opaque, of: Callable[[Any], Any]) -> Any:
         """Make an object of a class that the caller named, from the parts that the file gives."""
-        cls: Any = self._trusted[node.name]
-        args, kwargs = of(node.args), of(node.kwargs)
-        if issubclass(cls, BaseException) or (node.state is None and not node.appended):
-            made = cls(*args, **kwargs) if args or kwargs else cls.__new__(cls)
-        else:
-            made = cls.__new__(cls, *args, **kwargs)
-        state = of(node.state)
-        if state is not None:
-            if hasattr(made, "__setstate__"):
-                made.__setstate__(state)
-            else:
-                plain, slots = state if isinstance(state, tuple) else (state, None)
-                for name, value in {**(plain or {}), **(slots or {})}.items():
-                    object.__setattr__(made, name, value)
-        for value in of(node.appended) or ():
-            (made.append if hasattr(made, "append") else made.add)(value)
-        for key, value in (of(node.items) or {}).items():
-            made[key] = value
-        return made
+        try:
+            return _made(self._trusted[node.name], node, of)
+        except CkregError:
+            raise
+        except Exception as error:  # the class's own code, on whatever the file holds
+            raise ContainerError(
+                f"{node.name} can't be made of what the file holds: {type(error).__name__}: {error}"
+            ) from error
 
-    def _untrusted(self, name: str) -> UntrustedError:
-        return UntrustedError(
-            f"the file holds an object of {name}, which only its code could make",
-            hint="save plain values and dense tensors in its place",
-        )
+
+def _untrusted(node: Opaque | Global) -> UntrustedError:
+    name = node.name if isinstance(node, Opaque) else node.dotted
+    cure = "save plain values and dense tensors in its place"
+    if isinstance(node, Global) or not (node.is_tensor or name.endswith("()")):
+        cure = f"trust=[{name}] if that is a class of yours (a function is never called); or {cure}"
+    return UntrustedError(
+        f"the file holds an object of {name}, which only its code could make", hint=cure
+    )
+
+
+def _made(cls: Any, node: Opaque, of: Callable[[Any], Any]) -> Any:
+    """Do what unpickling does, in its order: make, append, set items, set the state."""
+    args, kwargs = of(node.args), of(node.kwargs)
+    made = cls.__new__(cls, *args, **kwargs) if node.new else cls(*args, **kwargs)
+    for value in of(node.appended):
+        (made.append if hasattr(made, "append") else made.add)(value)
+    for key, value in of(node.items).items():
+        made[key] = value
+    state = of(node.state)
+    if state is None:
+        return made
+    if hasattr(made, "__setstate__"):
+        made.__setstate__(state)
+        return made
+    fields, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    if fields:
+        made.__dict__.update(fields)
+    for name, value in (slots or {}).items():
+        if name.startswith("__"):
+            raise UntrustedError(f"an object of {node.name} would get another {name}")
+        object.__setattr__(made, name, value)
+    return made
 
 
 def _owned(tensor: torch.Tensor) -> torch.Tensor:
