@@ -211,6 +211,29 @@ def test_objects_come_back_as_unpickling_makes_them(reg: Registry, tmp_path: Pat
     assert torch.equal(nested.y.x, torch.ones(2))
 
 
+class Keyworded:
+    """Made by `__new__` with keywords, which pickle spells from protocol 4 on."""
+
+    def __new__(cls, *, width: int) -> Keyworded:
+        made = super().__new__(cls)
+        made.width = width  # type: ignore[attr-defined]
+        return made
+
+    def __init__(self, *, width: int) -> None:
+        RAN.append("init")
+
+    def __getnewargs_ex__(self) -> Any:
+        return (), {"width": self.width}  # type: ignore[attr-defined]
+
+
+def test_new_with_keywords_is_not_called_as_the_class(tmp_path: Path) -> None:
+    torch.save({"x": Keyworded(width=3)}, tmp_path / "f.pt", pickle_protocol=4)
+    RAN.clear()
+    builder, contents = builder_of((tmp_path / "f.pt").read_bytes(), trust=[Keyworded])
+    assert builder.tree(contents.root)["x"].width == 3
+    assert RAN == []
+
+
 def test_a_whole_module_beside_the_weights_comes_back(reg: Registry, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     back = extra(reg, tmp_path, [net], nn.Sequential, nn.Linear)[0]

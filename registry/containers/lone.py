@@ -81,7 +81,8 @@ def check_whole(contents: Contents, name: str) -> None:
 def rank_part(contents: Contents) -> RankPart | None:
     """Return whose part of how many a file is, by the sharded tensors in it; None for a whole one.
 
-    A DTensor that isn't split, or over one rank only, makes no part.
+    A DTensor that is split over one rank only makes no part, nor one that isn't split: that is read
+    as the tensor that it is.
     """
     if not any(n.rpartition(".")[2] in _SHARDED_CLASSES for n in contents.unsafe_globals):
         return None

@@ -202,6 +202,10 @@ def _from_type(recorder: Recorder, args: tuple[Any, ...]) -> Any:
     kind = _KINDS.get((cls.module, cls.name))
     # Only the functions of _REBUILDS: this one inside itself would nest without end.
     maker = _REBUILDS.get((func.module, func.name))
+    if cls.dotted == _DTENSOR and isinstance(inner, tuple):
+        whole = _replicated(inner, state)
+        if whole is not None:
+            return whole
     if kind is None or maker is None or not isinstance(inner, tuple):
         return Opaque(cls.dotted, (func, inner), state=state, is_tensor=True)
     made = maker(recorder, inner)
@@ -210,6 +214,34 @@ def _from_type(recorder: Recorder, args: tuple[Any, ...]) -> Any:
     if kind != "tensor" and made.kind != kind:
         settle(made, kind=kind)
     return _with_state(made, state)
+
+
+def _replicated(inner: tuple[Any, ...], state: Any) -> Tensor | None:
+    """Return the whole tensor of a DTensor that every rank holds whole; None for any other.
+
+    That it is whole is proved twice: all placements are Replicate, and the shape and dtype of the
+    whole (_rebuild_wrapper_subclass's size, torch 2.13) are those of this rank's tensor.
+    """
+    if not isinstance(state, tuple) or len(state) != 2 or len(inner) != 8:
+        return None
+    attributes, fields = state
+    if not isinstance(fields, dict) or fields.keys() != {"_local_tensor", "_spec"}:
+        return None
+    local, spec = fields["_local_tensor"], fields["_spec"]
+    spec_fields = spec.state if isinstance(spec, Opaque) else None
+    placements = spec_fields.get("placements") if isinstance(spec_fields, dict) else None
+    if type(local) is not Tensor or not isinstance(placements, tuple) or not placements:
+        return None
+    if any(not isinstance(p, Opaque) or p.name != _REPLICATE for p in placements):
+        return None
+    _, dtype, size, _, _, layout, _, requires_grad = inner
+    if dtype != Constant("dtype", local.dtype) or layout != Constant("layout", "strided"):
+        return None
+    if sizes_of(size) != local.shape or type(requires_grad) is not bool:
+        return None
+    if attributes not in (None, {}, {"_is_param": True}):
+        return None
+    return replace(local, kind="parameter" if attributes else "tensor", requires_grad=requires_grad)
 
 
 def _with_state(made: Any, state: Any) -> Any:
@@ -276,6 +308,9 @@ def makes_tensor(module: str, name: str) -> bool:
         name.startswith("_rebuild") or name in ("UninitializedParameter", "UninitializedBuffer")
     )
 
+
+_DTENSOR: Final = "torch.distributed.tensor.DTensor"
+_REPLICATE: Final = "torch.distributed.tensor.placement_types.Replicate"
 
 _Maker = Callable[["Recorder", tuple[Any, ...]], Any]
 
