@@ -9,6 +9,7 @@ own functions.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from .blobs import BlobStore
 from .blobs.local import LocalStore
 from .catalog import Catalog, Page, Query
 from .diffing import Diff
-from .errors import NotFoundError, warn
+from .errors import ConflictError, NotFoundError, warn
 from .importing import ImportResult
 from .loads import LoadResult
 from .opening import opened
@@ -106,27 +107,46 @@ class Registry:
         return registry
 
     @classmethod
-    def create(cls, location_: str | os.PathLike[str]) -> Registry:
+    def create(
+        cls, location_: str | os.PathLike[str], *, shared: Literal["group"] | None = None
+    ) -> Registry:
         """Make a registry in a folder that is empty or not there yet, and open it.
 
         One that is there already is opened: making it twice, or by many processes at once, is no
         error.
 
+        Args:
+            shared: "group" lets the folder's group write to it, whatever anybody's umask is:
+                folders are 2775, blobs 0444. By default a new folder is its owner's alone (0700),
+                and one that is there keeps its mode.
+
         Raises:
-            ConflictError: the folder holds other things, or the location is a file.
+            ConflictError: the folder holds other things, or the location is a file; or a registry
+                is there that isn't shared.
             NotWritableError: it can't be made there.
         """
         registry = cls(location.Location(location.absolute(location_)))
-        registry._create()
+        registry._create(
+            shared=shared is not None and one_of(shared, ("group",), "shared") == "group"
+        )
         return registry
 
-    def _create(self) -> None:
+    def _create(self, *, shared: bool = False) -> None:
         folder = self._location.folder
         if not self._location.exists:
             location.check_free(folder)
-            LocalStore.create(folder)
+            LocalStore.create(folder, shared=shared)
             Database.create(folder / location.DATABASE)
-        self._parts()
+            if shared:
+                self._parts()[1].set_setting("shared", "group")
+        store, _ = self._parts()
+        if shared and not (isinstance(store, LocalStore) and store.shared):
+            at = shlex.quote(str(folder))
+            raise ConflictError(
+                f"the registry {str(folder)!r} is there already, and is not shared with its group",
+                hint=f"as its owner: chmod -R g+rwX {at} && chmod -R a-w {at}/blobs/*/* && "
+                f"find {at} -type d -exec chmod 2775 {{}} +",
+            )
 
     def _parts(self) -> tuple[BlobStore, Catalog]:
         if self._opened is None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -139,6 +139,7 @@ class Database:
             try:
                 with self._migrating(self._creator) as connection:
                     self._run_migrations(connection)
+                self._share(folder)
             except BaseException:
                 if fresh:  # what we began and never committed, still under the lock
                     for suffix in ("", "-journal"):
@@ -146,6 +147,13 @@ class Database:
                 raise
             _sync(folder)
         return self
+
+    def _share(self, folder: Path) -> None:
+        """Let the group write where the folder does; SQLite gives its journal the same mode."""
+        if folder.stat().st_mode & stat.S_IWGRP:
+            for path in (self.path, self.path.with_name(LOCK)):
+                with suppress(PermissionError):  # made by another of the group, who did this
+                    path.chmod(0o664)
 
     # --- transactions ------------------------------------------------------------------------
 

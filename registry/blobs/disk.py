@@ -24,6 +24,9 @@ if sys.platform != "win32":
 SPARE_BYTES: Final = 16 << 20
 """What a space check leaves free for the database and the records."""
 
+SHARED_FOLDER: Final = 0o2775
+"""The mode of a folder that a group shares: what is made in it is the group's too."""
+
 NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK: Final[int] = getattr(os, "O_NONBLOCK", 0)  # so that opening a FIFO doesn't wait
 _FOLDER: Final[int] = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
@@ -143,6 +146,23 @@ def folder(path: Path, *below: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def is_shared(root: Path) -> bool:
+    """Say whether a registry's folder is shared with its group: its mode is what decides."""
+    with translated("look at", root):
+        return bool(os.stat(root).st_mode & stat.S_IWGRP)
+
+
+def make_folder(name: str, dir_fd: int, *, shared: bool) -> bool:
+    """Make a folder, a shared one 2775 whatever the umask, and say whether it was not there yet."""
+    try:
+        os.mkdir(name, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    if shared:
+        os.chmod(name, SHARED_FOLDER, dir_fd=dir_fd)
+    return True
 
 
 def kind_of(mode: int) -> str:

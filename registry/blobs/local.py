@@ -35,7 +35,9 @@ from .disk import (
     NONBLOCK,
     check_space,
     folder,
+    is_shared,
     kind_of,
+    make_folder,
     open_folder,
     read_small,
     sync_folder,
@@ -59,11 +61,13 @@ class LocalStore:
     Attributes:
         root: the folder.
         id: the marker's, the same in a copy.
+        shared: the folder's group may write: then all that is made is the group's too.
     """
 
     def __init__(self, root: Path, id: str) -> None:
         self.root = root
         self.id = id
+        self.shared = is_shared(root)
         self._swept = False
 
     def __repr__(self) -> str:
@@ -72,8 +76,11 @@ class LocalStore:
     # --- create and open ----------------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Path) -> Self:
+    def create(cls, root: Path, *, shared: bool = False) -> Self:
         """Make a store in a folder, or open the one that is there. Any number may do so at once.
+
+        Args:
+            shared: let the folder's group write to it, whatever the umask.
 
         Raises:
             ConflictError: the path is a file.
@@ -82,7 +89,7 @@ class LocalStore:
         """
         root = root.absolute()
         if not os.path.lexists(root / MARKER):
-            marker.make(root)
+            marker.make(root, shared=shared)
         return cls.open(root)
 
     @classmethod
@@ -140,7 +147,10 @@ class LocalStore:
                 self.sweep()
         if expect_bytes is not None:
             check_space(place, expect_bytes)
-        return Staged(self.root, "tmp")
+        return self._staged(0o600, 0o660)
+
+    def _staged(self, mode: int, group_mode: int) -> Staged:
+        return Staged(self.root, "tmp", mode=group_mode if self.shared else mode, exact=self.shared)
 
     def stage_file(self, source: Path | SourceFile, *, progress: Progress | None = None) -> Staged:
         """Return a copy of a file, staged and whole; its hash may still be under way.
@@ -411,12 +421,11 @@ class LocalStore:
         with (
             folder(self.root, "records") as records,
             translated("make the folder", place),
-            suppress(FileExistsError),
         ):
-            os.mkdir(shard, dir_fd=records)
-            sync_folder(records)
+            if make_folder(shard, records, shared=self.shared):
+                sync_folder(records)
         with (
-            Staged(self.root, "tmp", mode=0o666) as staged,
+            self._staged(0o666, 0o664) as staged,
             folder(self.root, "records", shard) as dir_fd,
         ):
             staged.write(text.encode())

@@ -14,13 +14,23 @@ import re
 import shlex
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ..errors import ConflictError, DamagedError, NotFoundError, SchemaVersionError
 from ..values import canonical_json
-from .disk import NO_LINK, folder, open_folder, read_small, sync_folder, translate, translated
+from .disk import (
+    NO_LINK,
+    SHARED_FOLDER,
+    folder,
+    is_shared,
+    make_folder,
+    open_folder,
+    read_small,
+    sync_folder,
+    translate,
+    translated,
+)
 from .staging import Staged
 
 STORE_FORMAT: Final = 1
@@ -31,8 +41,11 @@ SHARDS: Final = tuple(f"{n:02x}" for n in range(256))
 _MAX_MARKER: Final = 64 << 10
 
 
-def make(root: Path) -> None:
+def make(root: Path, *, shared: bool = False) -> None:
     """Make the folders and the marker of a store.
+
+    Args:
+        shared: let the group of the folder write to it; else a new one is its owner's alone.
 
     Raises:
         ConflictError: a file is in the way.
@@ -42,18 +55,20 @@ def make(root: Path) -> None:
     _make_root(root)
     _check_never_used(root)
     with folder(root) as top, translated("create a store in", root):
+        if shared:
+            os.fchmod(top, SHARED_FOLDER)
+        group = is_shared(root)
         for name in ("blobs", "records", "tmp"):
-            with suppress(FileExistsError):
-                os.mkdir(name, dir_fd=top)
+            make_folder(name, top, shared=group)
         blobs = open_folder(root, "blobs")
         try:
             for name in SHARDS:
-                with suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=blobs)
+                make_folder(name, blobs, shared=group)
             sync_folder(blobs)  # all 256 names at once: a publish syncs only the folder it uses
         finally:
             os.close(blobs)
-    with Staged(root, "tmp", mode=0o666) as staged, folder(root) as top:
+    mode = 0o664 if group else 0o666
+    with Staged(root, "tmp", mode=mode, exact=group) as staged, folder(root) as top:
         text = canonical_json({"format": STORE_FORMAT, "id": uuid.uuid4().hex})
         staged.write(text.encode() + b"\n")
         staged.sync()

@@ -56,7 +56,12 @@ class Staged:
     """
 
     def __init__(
-        self, place: Path, *below: str, name: str | None = None, mode: int = 0o600
+        self,
+        place: Path,
+        *below: str,
+        name: str | None = None,
+        mode: int = 0o600,
+        exact: bool = False,
     ) -> None:
         """Make the file.
 
@@ -64,6 +69,7 @@ class Staged:
             place: the folder; or one above it, with the names `below`, none a symlink.
             name: its temporary name there; a fresh one that `sweep` knows, by default.
             mode: permissions, before the umask.
+            exact: permissions whatever the umask.
 
         Raises:
             NotWritableError, NoSpaceError, NotFoundError: it can't be made there.
@@ -76,7 +82,7 @@ class Staged:
             self.folder = open_folder(place, *below)
         place = place.joinpath(*below)
         try:
-            self.name, self.fd = self._make(place, name, mode)
+            self.name, self.fd = self._make(place, name, mode, exact)
         except BaseException:
             os.close(self.folder)
             raise
@@ -84,7 +90,7 @@ class Staged:
         self._trail = Trail(self.fd)
         self._writeback = Writeback(self.fd)
 
-    def _make(self, place: Path, name: str | None, mode: int) -> tuple[str, int]:
+    def _make(self, place: Path, name: str | None, mode: int, exact: bool) -> tuple[str, int]:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NOFOLLOW
         while True:
             chosen = name or str(uuid.uuid4())
@@ -93,6 +99,8 @@ class Staged:
             try:
                 # A sweep may come between the open and the lock: it has the file, take another.
                 with translated("write in", place):
+                    if exact:
+                        os.fchmod(fd, mode)
                     ours = _lock_if_possible(fd) and os.fstat(fd).st_nlink > 0
                 if ours:
                     return chosen, fd

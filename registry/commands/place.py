@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from .. import pages
@@ -10,10 +12,11 @@ from .session import Session, json_option, registry_option, takes_session
 
 @click.command()
 @click.argument("location", required=False)
+@click.option("--shared", type=click.Choice(["group"]), help="The folder's group may write too.")
 @json_option
 @registry_option
 @takes_session
-def init(session: Session, location: str | None) -> None:
+def init(session: Session, location: str | None, *, shared: Literal["group"] | None) -> None:
     """Make a registry: ./.ckreg, or at a LOCATION.
 
     \b
@@ -24,7 +27,7 @@ def init(session: Session, location: str | None) -> None:
 
     if location is not None and session.location not in (None, location):
         raise click.UsageError(f"two places are named: {location!r} and {session.location!r}")
-    with Registry.create(location or session.location or ".ckreg") as reg:
+    with Registry.create(location or session.location or ".ckreg", shared=shared) as reg:
         session.out.path(reg.location)
 
 
