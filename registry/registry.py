@@ -25,6 +25,7 @@ from . import (
     importing,
     loads,
     location,
+    mounts,
     pulls,
     pushes,
     refs,
@@ -85,6 +86,7 @@ class Registry:
         """Use `Registry.open` or `Registry.create`."""
         self._location = place
         self._opened: tuple[BlobStore, Catalog] | None = None
+        self._share_checked = False
         self._lineage = Lineage()
 
     # --- opening -----------------------------------------------------------------------------
@@ -168,6 +170,10 @@ class Registry:
             self._create()
         store, catalog = self._parts()
         catalog.check_writable()
+        if not self._share_checked:
+            folder = self._location.folder
+            mounts.check_share(folder, folder / "tmp")
+            self._share_checked = True
         store.check_writable()
         return store, catalog
 

@@ -18,7 +18,7 @@ LAYERS = (
     "errors values",
     "signature topology",
     "records",
-    "refs where keys containers blobs surroundings location locks formatting",
+    "refs where keys containers blobs surroundings location mounts locks formatting",
     "planning drafting diffing",
     "carrying filenames",
     "walking",
