@@ -31,8 +31,10 @@ from .errors import (
     NotFoundError,
     NotWritableError,
     SchemaVersionError,
+    UntrustedError,
 )
 from .locks import TIMEOUT_S, exclusive
+from .tables import metadata
 
 HEAD: Final = "0001"
 """The revision that this ckreg reads and writes; the newest in migrations/."""
@@ -97,6 +99,7 @@ class Database:
         self.path = Path(path)
         self._lineage = lineage
         self._lock_timeout_s = lock_timeout_s
+        self._seen = False
 
     def __repr__(self) -> str:
         return f"<Database {str(self.path)!r}>"
@@ -172,6 +175,7 @@ class Database:
                     f"reads {self._lineage.head}; reading never changes it",
                     hint="upgrade it: ckreg migrate (the next write does so too)",
                 )
+            self._check_objects(connection)
             yield connection
 
     @contextmanager
@@ -189,11 +193,13 @@ class Database:
         with self._exclusive():
             with self._immediate() as connection:
                 if self._revision_in(connection) == self._lineage.head:
+                    self._check_objects(connection)
                     yield connection
                     connection.commit()
                     return
             self._upgrade(asked=False)
             with self._immediate() as connection:
+                self._check_objects(connection)
                 yield connection
                 connection.commit()
 
@@ -216,6 +222,37 @@ class Database:
                     f"{str(self.path)!r} was written while it was read without locks",
                     hint="run the command again",
                 )
+
+    def _check_objects(self, connection: Connection) -> None:
+        """See, once, that the tables and indexes are ckreg's own, and that nothing acts on writes.
+
+        A trigger in a file from elsewhere would run its maker's SQL in our statements, and a view
+        in a table's place would answer for it. Other tables and views harm nothing.
+
+        Raises:
+            UntrustedError: there is a trigger, or something else under a name of ours.
+            DamagedError: a table or an index is missing.
+        """
+        if self._seen or self._lineage is not SHIPPED:
+            return
+        rows = connection.exec_driver_sql("SELECT name, type FROM sqlite_master").all()
+        found = {str(name): str(kind) for name, kind in rows}
+        own = {VERSION_TABLE: "table"}
+        for table in metadata.tables.values():
+            own |= {table.name: "table", **{str(index.name): "index" for index in table.indexes}}
+        for name, kind in sorted(found.items()):
+            if kind == "trigger" or own.get(name, kind) != kind:
+                raise UntrustedError(
+                    f"the database {str(self.path)!r} holds the {kind} {name!r}, which ckreg never "
+                    "makes: its SQL would run in ckreg's place",
+                    hint=f"sqlite3 {self.path} 'DROP {kind} \"{name}\"'",
+                )
+        for name in sorted(own.keys() - found.keys()):
+            raise DamagedError(
+                f"the database {str(self.path)!r} lacks the {own[name]} {name!r}",
+                hint=f"every record is also in {self.path.parent / 'records'}",
+            )
+        self._seen = True
 
     def _begin_read(self, engine: Engine) -> tuple[Connection, str | None]:
         connection = engine.connect()

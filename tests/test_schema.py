@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -27,6 +28,7 @@ from registry.errors import (
     NotFoundError,
     NotWritableError,
     SchemaVersionError,
+    UntrustedError,
 )
 from registry.schema import HEAD, Database
 from registry.tables import settings
@@ -432,3 +434,43 @@ def test_a_registry_that_cant_be_made_says_so(public: Path) -> None:
             Database.create(public / "reg" / "registry.db")
     finally:
         public.chmod(0o755)
+
+
+# --- what a database from elsewhere may hold ------------------------------------------------------
+
+
+def test_a_trigger_in_a_database_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = Database.create(tmp_path / "registry.db").path
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TRIGGER spy AFTER INSERT ON models BEGIN DELETE FROM tags; END")
+        connection.commit()
+    for use in (Database.open(path).read, Database.open(path).write):
+        with pytest.raises(UntrustedError, match="trigger 'spy'"), use():
+            pytest.fail("used")
+
+
+def test_a_view_in_a_tables_place_is_refused_and_one_beside_is_not(tmp_path: Path) -> None:
+    path = Database.create(tmp_path / "registry.db").path
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW mine AS SELECT name FROM models")
+        connection.commit()
+        with Database.open(path).read():
+            pass
+        connection.execute("ALTER TABLE tags RENAME TO hidden")
+        connection.execute("CREATE VIEW tags AS SELECT * FROM hidden")
+        connection.commit()
+    with pytest.raises(UntrustedError, match="view 'tags'"), Database.open(path).read():
+        pytest.fail("read")
+
+
+@pytest.mark.parametrize("gone", ["DROP TABLE tags", "DROP INDEX {index}"])
+def test_a_database_that_lost_a_table_or_an_index_is_damaged(tmp_path: Path, gone: str) -> None:
+    path = Database.create(tmp_path / "registry.db").path
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (index,) = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
+        ).fetchone()
+        connection.execute(gone.format(index=index))
+        connection.commit()
+    with pytest.raises(DamagedError, match="lacks the"), Database.open(path).read():
+        pytest.fail("read")
