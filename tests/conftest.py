@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from registry import Registry
+
+
+settings.register_profile(  # the full sweep of oracles: pytest --hypothesis-profile=full
+    "full", max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(autouse=True)

@@ -828,7 +828,11 @@ def combined(inner: st.SearchStrategy[where.Expression]) -> st.SearchStrategy[wh
 
 
 @given(expression=st.recursive(leaves, combined, max_leaves=6))
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=max(400, settings().max_examples),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 def test_where_means_in_sql_what_it_means_in_python(
     many: tuple[Catalog, list[Checkpoint]], expression: where.Expression
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import mutants
+from . import fuzz, mutants
 
 
 def main(words: list[str] | None = None) -> int:
@@ -16,8 +16,15 @@ def main(words: list[str] | None = None) -> int:
     of_mutants.add_argument("--count", type=int, default=20_000, help="of each kind")
     of_mutants.add_argument("--start", type=int, default=0, help="the first one's number")
     of_mutants.add_argument("--kinds", nargs="+", choices=sorted(mutants.KINDS), default=None)
+    of_mutants.set_defaults(
+        run=lambda g: mutants.sweep(g.kinds or sorted(mutants.KINDS), g.start, g.count)
+    )
+    of_fuzz = sweeps.add_parser("fuzz", help=fuzz.__doc__)
+    of_fuzz.add_argument("--count", type=int, default=100_000, help="inputs for each kind")
+    of_fuzz.add_argument("--kinds", nargs="+", choices=fuzz.KINDS, default=list(fuzz.KINDS))
+    of_fuzz.set_defaults(run=lambda g: fuzz.sweep(g.kinds, g.count))
     given = parser.parse_args(words)
-    return mutants.sweep(given.kinds or sorted(mutants.KINDS), given.start, given.count)
+    return int(given.run(given))
 
 
 if __name__ == "__main__":
