@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .importing import ImportedFile, ImportResult
     from .loads import LoadResult
+    from .pending import PendingSave
     from .planning import LoadPlan
     from .records import Checkpoint, File, Git, Model, Provenance, RunRecord, RunRef
     from .registry import Registry
@@ -54,6 +55,7 @@ __all__ = [
     "LoadPlan",
     "LoadResult",
     "Model",
+    "PendingSave",
     "Provenance",
     "RunRecord",
     "RunRef",
@@ -85,6 +87,7 @@ _HOMES = {
     "Diff": "diffing",
     "ImportedFile": "importing",
     "ImportResult": "importing",
+    "PendingSave": "pending",
     "Run": "runs",
     "LoadPlan": "planning",
     "LoadResult": "loads",

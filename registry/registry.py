@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from . import (
     commits,
@@ -41,6 +41,7 @@ from .errors import ConflictError, NotFoundError, warn
 from .importing import ImportResult
 from .loads import LoadResult
 from .opening import opened
+from .pending import PendingSave, Queue
 from .planning import LoadPlan
 from .records import Checkpoint, Mode, Model
 from .runs import Lineage, Run, continued, monitored, new_run, of_dataset, run_id
@@ -61,7 +62,7 @@ from .values import (
 if TYPE_CHECKING:
     import torch
 
-    from .saves import Optimizers, Stateful
+    from .saves import Optimizers, SaveWords, Stateful
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -87,6 +88,7 @@ class Registry:
         self._location = place
         self._opened: tuple[BlobStore, Catalog] | None = None
         self._share_checked = False
+        self._pending = Queue()
         self._lineage = Lineage()
 
     # --- opening -----------------------------------------------------------------------------
@@ -188,10 +190,15 @@ class Registry:
         return self._location.exists
 
     def close(self) -> None:
-        """Let go of the registry; its connections never outlive a call, so this can't lose
-        anything.
+        """Finish the saves that go on in the background, and let go of the registry.
+
+        Raises:
+            CkregError: one of them failed, and nobody asked for its result.
         """
-        self._opened = None
+        try:
+            self._pending.flush()
+        finally:
+            self._opened = None
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +209,12 @@ class Registry:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as late:
+            if error is None:
+                raise
+            error.add_note(f"a save in the background failed too: {late}")
 
     def __repr__(self) -> str:
         return f"<Registry {self.location!r}>"
@@ -245,6 +257,14 @@ class Registry:
             catalog.monitor(record.model, *best, create=True)
         return Run(self, record)
 
+    @overload
+    def save(
+        self, net: torch.nn.Module, *, wait: Literal[True] = True, **words: Unpack[SaveWords]
+    ) -> Checkpoint: ...
+    @overload
+    def save(
+        self, net: torch.nn.Module, *, wait: Literal[False], **words: Unpack[SaveWords]
+    ) -> PendingSave: ...
     def save(
         self,
         net: torch.nn.Module,
@@ -267,7 +287,8 @@ class Registry:
         aliases: Iterable[str] = (),
         parent: Checkpoint | str | None = None,
         note: str | None = None,
-    ) -> Checkpoint:
+        wait: bool = True,
+    ) -> Checkpoint | PendingSave:
         """Save a live model, wrapped or not, and all that a resume needs, as the next version.
 
         The file is a plain torch file with canonical keys, readable by
@@ -286,6 +307,10 @@ class Registry:
             extra: plain values, arrays and tensors of your own.
             parent: the checkpoint it came from; by default the run's previous one, or the one
                 resumed from.
+            wait: False copies the tensors once, returns a `PendingSave`, and writes in the
+                background: training may go on and change the weights. Saves are committed in the
+                order of the calls; one may wait while another is written, the next one waits here.
+                Errors come from its `result()`, else from `close()`.
 
         Raises:
             TypeError: net is no module, model no name, or something in extra has no plain form.
@@ -303,7 +328,9 @@ class Registry:
             optional_count(step, "step"),
         )  # fmt: skip
 
-        def write() -> Checkpoint:
+        turn = saves.turn(facts)
+
+        def begun() -> Callable[[], Checkpoint]:
             # Checked by the rank that writes: what it refuses is told to the others.
             given = drafting.check(
                 model=model, dataset=dataset, epoch=epoch, step=step, acc=acc, metrics=metrics,
@@ -316,17 +343,29 @@ class Registry:
             store, catalog = self._for_writing()
             record = self._lineage.run_of(catalog, given, run)
             before = None if parent is None else self._resolve(parent, include_removed=True).id
-            checkpoint = saves.write(
-                store, catalog, job, run=record,
-                parent=before or self._lineage.parent_of(catalog, record),
-            )  # fmt: skip
-            self._lineage.saved(record, checkpoint)
+            prepared = saves.prepare(job, record, snapshot=not wait)
+
+            def write() -> Checkpoint:
+                checkpoint = saves.write(
+                    store, catalog, prepared,
+                    parent=before or self._lineage.parent_of(catalog, record),
+                )  # fmt: skip
+                self._lineage.saved(record, checkpoint)
+                return checkpoint
+
+            return write
+
+        def ended(make: Callable[[], Checkpoint]) -> Checkpoint:
+            checkpoint = turn.write(make) if turn.writes else turn.wait()
+            if isinstance(run, Run):
+                run.follow(checkpoint)
             return checkpoint
 
-        checkpoint = saves.once(facts, write)
-        if isinstance(run, Run):
-            run.follow(checkpoint)
-        return checkpoint
+        if wait:
+            return ended(lambda: begun()())
+        make = turn.begin(begun) if turn.writes else turn.wait
+        named = " · ".join(str(f) for f in facts if f is not None)
+        return self._pending.submit(named, lambda: ended(make))
 
     def push(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from . import surroundings
 from .catalog import ANY, Catalog, Dataset
@@ -24,8 +24,9 @@ from .values import CheckpointId, FrozenMap, now, one_of, plain_json, printable
 if TYPE_CHECKING:
     import torch
 
+    from .pending import PendingSave
     from .registry import Registry
-    from .saves import Optimizers, Stateful
+    from .saves import Optimizers, RunSaveWords, Stateful
 
 
 class Run:
@@ -55,10 +56,19 @@ class Run:
         """As given when the run began."""
         return self.record.config
 
+    @overload
+    def save(
+        self, net: torch.nn.Module, *, wait: Literal[True] = True, **words: Unpack[RunSaveWords]
+    ) -> Checkpoint: ...
+    @overload
+    def save(
+        self, net: torch.nn.Module, *, wait: Literal[False], **words: Unpack[RunSaveWords]
+    ) -> PendingSave: ...
     def save(
         self,
         net: torch.nn.Module,
         *,
+        wait: bool = True,
         epoch: int | None = None,
         step: int | None = None,
         acc: object = None,
@@ -71,10 +81,12 @@ class Run:
         tags: Iterable[str] = (),
         aliases: Iterable[str] = (),
         note: str | None = None,
-    ) -> Checkpoint:
+    ) -> Checkpoint | PendingSave:
         """Save as `Registry.save` does, with the run's model, dataset, config and batch size."""
-        return self._registry.save(
+        save: Any = self._registry.save  # one call for both of its overloads
+        made: Checkpoint | PendingSave = save(
             net,
+            wait=wait,
             model=self.record.model,
             dataset=self.record.dataset,
             run=self,
@@ -93,6 +105,7 @@ class Run:
             aliases=aliases,
             note=note,
         )
+        return made
 
     def best(self, *, metric: str | None = None, mode: Any = None) -> Checkpoint:
         """Return the run's best checkpoint; see `Registry.best`."""

@@ -8,9 +8,9 @@ Imports .tensors only inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypeAlias, TypedDict
 
 from . import surroundings
 from .blobs import BlobStore
@@ -25,7 +25,8 @@ from .values import FORMAT, CheckpointId
 if TYPE_CHECKING:
     import torch
 
-    from .tensors.ranks import Facts
+    from .runs import Run
+    from .tensors.ranks import Facts, Turn
 
     Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 
@@ -46,6 +47,34 @@ class Stateful(Protocol):
         ...
 
 
+class RunSaveWords(TypedDict, total=False):
+    """The keywords of `Run.save`."""
+
+    epoch: int | None
+    step: int | None
+    acc: object
+    metrics: Mapping[str, object] | None
+    optimizer: Optimizers | None
+    scheduler: Stateful | None
+    stateful: Mapping[str, Stateful] | None
+    rng: bool
+    extra: Mapping[str, object] | None
+    tags: Iterable[str]
+    aliases: Iterable[str]
+    note: str | None
+
+
+class SaveWords(RunSaveWords, total=False):
+    """The keywords of `Registry.save`."""
+
+    model: Required[str]
+    dataset: str | None
+    run: Run | str | None
+    config: Mapping[str, object] | None
+    batch_size: int | None
+    parent: Checkpoint | str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to be saved: live objects, and what the caller says of them."""
@@ -59,25 +88,41 @@ class Job:
     extra: Mapping[str, object]
 
 
-def once(facts: Facts, write: Callable[[], Checkpoint]) -> Checkpoint:
-    """Save on one rank only: rank 0 writes, every other that calls gets what it wrote."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is to be written: plain values and tensors, and what the row will say.
+
+    Attributes:
+        tags: devices to name in the file in place of the CPU, by storage; see tensors/copying.py.
+        wait: waits until the tensors are there.
+    """
+
+    tree: dict[str, Any]
+    given: Given
+    run: RunRecord
+    tags: Mapping[int, str]
+    wait: Callable[[], None]
+
+
+def turn(facts: Facts) -> Turn:
+    """Return this rank's part in a save: rank 0 writes, every other that calls gets its result."""
     from .tensors import ranks
 
-    return ranks.once(facts, write)
+    return ranks.turn(facts)
 
 
-def write(
-    store: BlobStore,
-    catalog: Catalog,
-    job: Job,
-    *,
-    run: RunRecord,
-    parent: CheckpointId | None,
-) -> Checkpoint:
-    """Write the file, and commit it; see `Registry.save`."""
-    from .tensors import hardware, observe, writing
+def prepare(job: Job, run: RunRecord, *, snapshot: bool) -> Prepared:
+    """Take what is to be written from the live objects.
 
-    given = replace(job.given, run=run, parent=parent)
+    Args:
+        snapshot: copy the tensors, so that they may change before they are written.
+
+    Raises:
+        TypeError, ValueError, RefusedLoadError: as `Registry.save`, before anything is written.
+    """
+    from .tensors import copying, hardware, observe, writing
+
+    given = replace(job.given, run=run)
     live = observe.observe(job.net)
     tree = writing.contents(
         live,
@@ -96,8 +141,24 @@ def write(
         extra=job.extra,
         record=_record(given, hardware.topology(live).to_dict()),
     )
+    if not snapshot:
+        return Prepared(tree, given, run, {}, lambda: None)
+    copied = copying.Snapshot(tree)
+    return Prepared(copied.tree, given, run, copied.tags, copied.wait)
+
+
+def write(
+    store: BlobStore, catalog: Catalog, prepared: Prepared, *, parent: CheckpointId | None
+) -> Checkpoint:
+    """Write the file, and commit it; see `Registry.save`."""
+    from .tensors import writing
+
+    prepared.wait()
+    tree, run = prepared.tree, prepared.run
+    given = replace(prepared.given, parent=parent)
+    tree["ckreg"]["parent"] = parent
     with store.stage(expect_bytes=writing.size_bytes(tree)) as staged:
-        writing.write(tree, staged)
+        writing.write(tree, staged, tags=prepared.tags)
         part = Part(FILE_NAME, staged.finish(), staged.source(), staged)
         contents = read_container(part.stored, given.model or FILE_NAME)
         description = describe(contents, part.stored)
@@ -137,7 +198,7 @@ def _record(given: Given, topology: dict[str, Any]) -> dict[str, Any]:
         "metrics": given.metrics.to_dict(),
         "config": given.config.to_dict(),
         "batch_size": given.batch_size,
-        "parent": given.parent,
+        "parent": None,  # known when those before it are committed
         "run": None if run is None else run.to_dict(),
         "topology": topology,
         "git": None if git is None else {"commit": git.commit, "dirty": git.dirty},

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, settings
 
 from registry import Registry
 
-
 settings.register_profile(  # the full sweep of oracles: pytest --hypothesis-profile=full
     "full", max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -18,6 +18,7 @@ LAYERS = (
     "errors values",
     "signature topology",
     "records",
+    "pending",
     "refs where keys containers blobs surroundings location mounts locks formatting",
     "planning drafting diffing",
     "carrying filenames",
@@ -45,6 +46,7 @@ nothing of the catalog or the stores is known there is stricter, and so it stand
 
 UPWARD = {
     ("runs", "registry", "types"),  # a Run holds the Registry that made it
+    ("saves", "runs", "types"),  # a Run is among the words of a save
     ("demo", "cli", "body"),  # the demo runs the commands that a user types
 }
 """The exceptions, each with the only way in which it may be imported."""

@@ -138,8 +138,8 @@ def test_the_public_names_are_these() -> None:
 
     assert sorted(registry.__all__) == sorted([
         "Registry", "Run", "Checkpoint", "Diff", "File", "Git", "ImportedFile", "ImportResult",
-        "LoadPlan", "LoadResult", "Model",
-        "Provenance", "RunRecord", "RunRef", "Device", "KeyStyle", "Signature", "TensorSpec",
+        "LoadPlan", "LoadResult", "Model", "PendingSave", "Provenance", "RunRecord", "RunRef",
+        "Device", "KeyStyle", "Signature", "TensorSpec",
         "Topology", "CkregError", "CkregWarning", "AmbiguousError", "BusyError", "ConflictError",
         "ContainerError", "DamagedError", "NoSpaceError", "NotFoundError", "NotWritableError",
         "RefusedLoadError", "RemoteError", "SchemaVersionError", "UntrustedError",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import pickle
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -121,8 +119,8 @@ def write_torch(tree: Mapping[str, Any], writer: Writer, *, tag: str, weights: s
         weights: the key of the weights in the tree; "" is the tree itself.
     """
     state = tree[weights] if weights else tree
-    tagged = {storage for t in _tensors(state) for storage in storages_of(t)}
-    write(tree, writer, pickle_module=_tagging(tag, tagged))
+    weighty = {storage for t in _tensors(state) for storage in storages_of(t)}
+    write(tree, writer, tags=dict.fromkeys(weighty, tag))
 
 
 def write_weights(state: Mapping[str, Any], writer: Writer) -> None:
@@ -137,34 +135,6 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [t for v in value.values() for t in _tensors(v)] if isinstance(value, Mapping) else []
-
-
-def _tagging(tag: str, tagged: set[int]) -> types.ModuleType:
-    """Return a pickle module for torch.save that writes a tag of our choice.
-
-    torch.save derives its pickler from `pickle_module.Pickler` and gives it a `persistent_id`,
-    whose fourth item is the device (torch 2.10 to 2.13). This Pickler wraps that method in the
-    derived class: nothing global changes, unlike with torch.serialization.register_package.
-    """
-
-    class Pickler(pickle.Pickler):
-        def __init_subclass__(cls) -> None:
-            inner = cls.persistent_id
-
-            def persistent_id(self: Any, value: Any) -> Any:
-                pid = inner(self, value)
-                if pid is None:
-                    return None
-                kind, storage_type, key, _, elements = pid
-                storage = getattr(value, "_untyped_storage", value)
-                device = tag if storage._cdata in tagged else "cpu"
-                return kind, storage_type, key, device, elements
-
-            cls.persistent_id = persistent_id  # type: ignore[method-assign]
-
-    module = types.ModuleType("pickle_with_tag")
-    module.Pickler = Pickler  # type: ignore[attr-defined]
-    return module
 
 
 # --- safetensors ----------------------------------------------------------------------------------

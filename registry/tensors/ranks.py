@@ -13,8 +13,9 @@ import atexit
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -29,42 +30,76 @@ _LONGEST_PAUSE_S: Final = 0.1
 _PATIENCE_S: Final = 10.0
 _LINGER_S: Final = 1.0
 
+T = TypeVar("T")
+
 Facts = tuple[str | None, str | None, int | None, int | None]
 """Model, dataset, epoch and step of a save."""
 
 
-def once(facts: Facts, write: Callable[[], Checkpoint]) -> Checkpoint:
-    """Return the checkpoint that rank 0 writes: there by writing, on other ranks by waiting.
+class Turn:
+    """A rank's part in one save.
 
-    Outside a process group, and in one of a single process, this just writes.
+    Its place among this rank's calls with equal facts is taken when it is made, so that the save
+    itself may come later, in the background.
+    """
+
+    def __init__(self, store: Any, key: str, facts: Facts) -> None:
+        self._store = store
+        self._key = key
+        self._facts = facts
+        self.writes: bool = store is None or torch.distributed.get_rank() == 0
+
+    def begin(self, prepare: Callable[[], T]) -> T:
+        """Do what comes before a write in the background; its error is told to the others too."""
+        if self._store is None:
+            return prepare()
+        with _telling(self._store, self._key):
+            return prepare()
+
+    def write(self, write: Callable[[], Checkpoint]) -> Checkpoint:
+        """Write the checkpoint, and tell the other ranks of it, or of the error."""
+        return write() if self._store is None else _write(self._store, self._key, write)
+
+    def wait(self) -> Checkpoint:
+        """Return what rank 0 wrote.
+
+        Raises:
+            RemoteError: rank 0 failed, is gone, or didn't call within `TIMEOUT_S`.
+        """
+        return _await(self._store, self._key, self._facts)
+
+
+def turn(facts: Facts) -> Turn:
+    """Take this rank's turn in a save.
+
+    Outside a process group, and in one of a single process, it just writes.
 
     Args:
         facts: what tells this save from others, equal on all ranks: model, dataset, epoch, step.
-        write: writes the checkpoint; called on rank 0 only.
-
-    Raises:
-        RemoteError: on other ranks: rank 0 failed, is gone, or didn't call within `TIMEOUT_S`.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return write()
-    if torch.distributed.get_world_size() == 1:
-        return write()
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if alone or torch.distributed.get_world_size() == 1:
+        return Turn(None, "", facts)
     store = _store()
-    key = _next_key(store, facts)
-    if torch.distributed.get_rank() == 0:
-        return _write(store, key, write)
-    return _await(store, key, facts)
+    return Turn(store, _next_key(store, facts), facts)
 
 
 def _write(store: Any, key: str, write: Callable[[], Checkpoint]) -> Checkpoint:
-    try:
+    with _telling(store, key):
         checkpoint = write()
+    _publish(store, key, {"checkpoint": checkpoint.to_dict()})
+    return checkpoint
+
+
+@contextmanager
+def _telling(store: Any, key: str) -> Iterator[None]:
+    """Tell the other ranks of an error in the block."""
+    try:
+        yield
     except BaseException as error:
         told = error.to_dict() if isinstance(error, CkregError) else _told(error)
         _publish(store, key, {"error": told})
         raise
-    _publish(store, key, {"checkpoint": checkpoint.to_dict()})
-    return checkpoint
 
 
 def _told(error: BaseException) -> dict[str, Any]:

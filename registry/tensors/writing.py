@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import IO, Any, Protocol, cast
@@ -154,22 +155,52 @@ def size_bytes(tree: object) -> int:
     return sum(storages.values())
 
 
-def write(tree: Mapping[str, Any], writer: Writer, *, pickle_module: Any = pickle) -> None:
+def write(
+    tree: Mapping[str, Any], writer: Writer, *, tags: Mapping[int, str] | None = None
+) -> None:
     """Write a tree of plain values as a torch zip file.
 
     Args:
-        pickle_module: what torch derives its pickler from.
+        tags: the devices that the file names for storages, by `_cdata`, in place of their own.
 
     Raises:
         Exception: whatever the writer raised; torch hides it behind an error of its zip writer.
     """
     guard = _Guard(writer)
+    module = _tagging(tags) if tags else pickle
     try:
-        torch.save(tree, cast("IO[bytes]", guard), pickle_module=pickle_module)
+        torch.save(tree, cast("IO[bytes]", guard), pickle_module=module)
     except BaseException:
         if guard.error is not None:
             raise guard.error from None
         raise
+
+
+def _tagging(tags: Mapping[int, str]) -> types.ModuleType:
+    """Return a pickle module for torch.save that writes tags of our choice.
+
+    torch.save derives its pickler from `pickle_module.Pickler` and gives it a `persistent_id`,
+    whose fourth item is the device (torch 2.10 to 2.13). This Pickler wraps that method in the
+    derived class: nothing global changes, unlike with torch.serialization.register_package.
+    """
+
+    class Pickler(pickle.Pickler):
+        def __init_subclass__(cls) -> None:
+            inner = cls.persistent_id
+
+            def persistent_id(self: Any, value: Any) -> Any:
+                pid = inner(self, value)
+                if pid is None:
+                    return None
+                kind, storage_type, key, own, elements = pid
+                storage = getattr(value, "_untyped_storage", value)
+                return kind, storage_type, key, tags.get(storage._cdata, own), elements
+
+            cls.persistent_id = persistent_id  # type: ignore[method-assign]
+
+    module = types.ModuleType("pickle_with_tag")
+    module.Pickler = Pickler  # type: ignore[attr-defined]
+    return module
 
 
 class _Guard:
