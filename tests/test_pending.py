@@ -61,7 +61,7 @@ def test_the_file_is_the_one_that_a_waiting_save_writes(tmp_path: Path) -> None:
             optimizer = torch.optim.SGD(net.parameters(), momentum=0.9, lr=0.1)
             net(torch.ones(2, 2)).sum().backward()
             optimizer.step()
-            extra = {"pair": (torch.ones(2), torch.zeros(1)), "row": torch.eye(4)[1]}
+            extra = {"pair": (torch.ones(2), torch.zeros(1)), "row": torch.eye(16)[1]}
             save = reg.save(net, model="net", epoch=1, optimizer=optimizer, extra=extra, wait=wait)
             made = save.result() if isinstance(save, PendingSave) else save
             state = torch.load(reg.pull(made, tmp_path / f"{wait}.pt"), weights_only=True)
@@ -74,7 +74,7 @@ def test_the_file_is_the_one_that_a_waiting_save_writes(tmp_path: Path) -> None:
     shared = {v.data_ptr() for v in b["state_dict"].values()}
     assert len(shared) == len({v.data_ptr() for v in a["state_dict"].values()})
     assert torch.equal(a["extra"]["pair"][0], b["extra"]["pair"][0])
-    assert b["extra"]["row"].untyped_storage().nbytes() == 16
+    assert b["extra"]["row"].untyped_storage().nbytes() == 64
 
 
 def test_a_snapshot_copies_each_storage_once_and_keeps_what_is_shared() -> None:
