@@ -1,0 +1,52 @@
+"""All benchmarks: `python -m benchmarks [--mib 1024] [--rounds 5] [--only saves …] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from . import speed
+from .timing import Row, table
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run them, print the table, and exit with 1 when a goal was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--mib", type=int, default=1024, help="of the large file (default 1024)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on which disk; default a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    names = ("in_and_out", "saves", "loads", "commands")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    given = parser.parse_args(words)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        if "in_and_out" in given.only:
+            rows += speed.in_and_out(folder, given.mib, given.rounds)
+        if "saves" in given.only:
+            rows += speed.saves(folder, given.mib, given.rounds)
+        if "loads" in given.only:
+            rows += speed.loads(folder, given.mib, given.rounds)
+        if "commands" in given.only:
+            rows += speed.commands(folder, given.rounds)
+    print(table(rows))
+    if given.json is not None:
+        machine = {
+            "cores": os.cpu_count(), "machine": platform.machine(), "system": platform.platform(),
+            "python": platform.python_version(), "torch": torch.__version__,
+        }  # fmt: skip
+        plain = {"machine": machine, "rows": [row.to_dict() for row in rows]}
+        given.json.write_text(json.dumps(plain, indent=2) + "\n")
+    return int(any(row.verdict == "no" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Bytes in and out: push, pull, save and load beside what a user would do without ckreg."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from registry import Registry
+
+from .timing import Row, child, peak_kib, process, reset_peak_kib, rounds, settle
+
+CKREG = [sys.executable, "-m", "registry"]
+
+
+def network(mib: int) -> nn.Module:
+    """Return a net of about so many MiB of float32 weights, in 146 tensors."""
+    width = max(8, int((mib * 2**20 / 4 / 73) ** 0.5))
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(73)))
+
+
+def trained(mib: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a net and its Adam, of about so many MiB together."""
+    net = network(mib // 3)
+    optimizer = torch.optim.Adam(net.parameters())
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 0.01)
+    optimizer.step()
+    optimizer.zero_grad()
+    return net, optimizer
+
+
+def copy(source: Path, dest: Path) -> None:
+    """Copy as `cp` does, and put it on the disk."""
+    with source.open("rb") as inp, dest.open("wb") as out:
+        size = os.fstat(inp.fileno()).st_size
+        done = 0
+        while done < size:
+            done += os.copy_file_range(inp.fileno(), out.fileno(), size - done)
+        os.fsync(out.fileno())
+
+
+class Fresh:
+    """New numbers in a file, so that no twin of it is there; written past all measuring."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._n = 0
+
+    def __call__(self) -> None:
+        """Change a few of its bytes in place (a tensor's, deep inside), and settle."""
+        self._n += 1
+        with self.path.open("r+b") as file:
+            file.seek(os.path.getsize(self.path) // 2)
+            file.write(self._n.to_bytes(8, "little"))
+            os.fsync(file.fileno())
+        settle()
+
+
+_RSS = """
+import json
+from benchmarks.timing import peak_kib
+import sqlalchemy
+bare = peak_kib()
+from registry import Registry
+with Registry.open(place) as reg:
+    reg.push(path, model="net") if push else reg.pull("net", dest)
+print(json.dumps({"kib": peak_kib() - bare}))
+"""
+
+
+def in_and_out(folder: Path, mib: int, count: int) -> Iterator[Row]:
+    """Push and pull of a file."""
+    net, optimizer = trained(mib)
+    source = folder / "source.pt"
+    torch.save(
+        {"model": "net", "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()},
+        source,
+    )
+    del net, optimizer
+    place, dest = folder / "reg", folder / "copy.pt"
+    reg = Registry.create(place)
+    fresh = Fresh(source)
+
+    def clear() -> None:
+        """Let no copy fill the disk, and settle."""
+        for shard in (place / "blobs").iterdir():
+            for blob in shard.iterdir():
+                blob.unlink()
+        dest.unlink(missing_ok=True)
+        fresh()
+
+    def push() -> None:
+        reg.push(source, model="net")
+
+    row = Row(f"reg.push {mib} MiB", "cp + fsync", 1.0)
+    rounds(row, push, lambda: copy(source, dest), count, before=clear)
+    clear()
+    kib = child(_RSS, place=str(place), path=str(source), push=True, dest="")["kib"]
+    row.note = f"{kib / 1024:.0f} MiB beyond a bare interpreter's with SQLAlchemy"
+    row.worse = "more than 70 MiB" if kib > 70 * 1024 else ""
+    yield row
+
+    bare = process(sys.executable, "-c", "import sqlalchemy")
+
+    def by_hand() -> None:
+        copy(source, dest)
+        bare()
+
+    command = process(*CKREG, "-r", str(place), "push", str(source), "--model", "net")
+    both = "cp + fsync, and python -c 'import sqlalchemy'"
+    row = Row(f"ckreg push {mib} MiB, whole process", both, 1.15)
+    yield rounds(row, command, by_hand, count, before=clear)
+
+    clear()
+    reg.push(source, model="net")
+    out = folder / "out.pt"
+
+    def gone() -> None:
+        dest.unlink(missing_ok=True)
+        out.unlink(missing_ok=True)
+        settle()
+
+    row = Row(f"reg.pull {mib} MiB, verified", "cp + fsync", 1.0)
+    rounds(row, lambda: reg.pull("net", out), lambda: copy(source, dest), count, before=gone)
+    gone()
+    kib = child(_RSS, place=str(place), path="", push=False, dest=str(out))["kib"]
+    row.note = f"{kib / 1024:.0f} MiB beyond a bare interpreter's with SQLAlchemy"
+    row.worse = "more than 70 MiB" if kib > 70 * 1024 else ""
+    yield row
+    gone()
+    reg.close()
+    shutil.rmtree(place)
+
+
+def _anonymous() -> int:
+    """Return this process's anonymous memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def saves(folder: Path, mib: int, count: int) -> Iterator[Row]:
+    """Save, waited for and not, of a large net and a small one."""
+    place, plain = folder / "reg", folder / "plain.pt"
+    net, optimizer = trained(mib)
+    reg = Registry.create(place)
+
+    def tree(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return {
+            "epoch": 1, "model": "net", "state_dict": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }  # fmt: skip
+
+    def by_hand(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        with plain.open("wb") as file:
+            torch.save(tree(net, optimizer), file)
+            os.fsync(file.fileno())
+
+    def clear() -> None:
+        for blob in (place / "blobs").glob("*/*"):
+            blob.unlink()
+        plain.unlink(missing_ok=True)
+        settle()
+
+    row = Row(f"save {mib} MiB, waited for", "torch.save + fsync", 1.1)
+    rounds(
+        row, lambda: reg.save(net, model="net", optimizer=optimizer),
+        lambda: by_hand(net, optimizer), count, before=clear,
+    )  # fmt: skip
+    clear()
+    before = reset_peak_kib()
+    reg.save(net, model="net", optimizer=optimizer)
+    more = peak_kib() - before
+    row.note = f"{more / 1024:.0f} MiB more memory at its peak"
+    row.worse = "more than 64 MiB" if more > 64 * 1024 else ""
+    yield row
+
+    tensors = [*net.parameters(), *(v for s in optimizer.state.values() for v in s.values())]
+
+    def clone() -> list[torch.Tensor]:
+        return [t.detach().clone() for t in tensors]
+
+    row = Row(
+        f"save {mib} MiB, wait=False: until training may go on", "cloning the tensors once", 1.2
+    )
+    pending: list[Any] = []
+
+    def written() -> None:
+        for save in pending:
+            save.result()
+        pending.clear()
+        clear()
+
+    rounds(
+        row,
+        lambda: pending.append(reg.save(net, model="net", optimizer=optimizer, wait=False)),
+        clone, count, before=written,
+    )  # fmt: skip
+    written()
+    yield row
+
+    small, adam = trained(10)
+    yield rounds(
+        Row("save 10 MiB, whole call", "torch.save + fsync", 1.5),
+        lambda: reg.save(small, model="small", optimizer=adam),
+        lambda: by_hand(small, adam), 3 * count, before=clear,
+    )  # fmt: skip
+    reg.close()
+    shutil.rmtree(place)
+    plain.unlink(missing_ok=True)
+
+
+def loads(folder: Path, mib: int, count: int) -> Iterator[Row]:
+    """Load into a net that is there, and into one on the meta device."""
+    place, plain = folder / "reg", folder / "plain.pt"
+    net, optimizer = trained(3 * mib)
+    reg = Registry.create(place)
+    reg.save(net, model="full", optimizer=optimizer)
+    reg.save(net, model="net")
+    torch.save({"epoch": 1, "state_dict": net.state_dict()}, plain)
+    weights = sum(p.nbytes for p in net.parameters())
+    into = network(mib)
+    del optimizer
+
+    def by_hand() -> None:
+        into.load_state_dict(torch.load(plain, weights_only=True)["state_dict"])
+
+    def meta() -> nn.Module:
+        with torch.device("meta"):
+            return network(mib)
+
+    shells: list[nn.Module] = []
+
+    def fill(*, verify: bool) -> None:
+        shells[:] = [meta()]
+        reg.load("net", into=shells[0], device="cpu", verify=verify)
+
+    for what, goal, act in (
+        ("load into a net, every byte verified", 0.5, lambda: reg.load("net", into=into)),
+        ("load into a net, verify=False", 0.2, lambda: reg.load("net", into=into, verify=False)),
+        ("load into a net on meta, verified", 0.3, lambda: fill(verify=True)),
+        ("load into a net on meta, verify=False", 0.05, lambda: fill(verify=False)),
+    ):
+        row = Row(f"{what}, {mib} MiB", "torch.load + load_state_dict", goal)
+        rounds(row, act, by_hand, count)
+        shells.clear()
+        before = _anonymous()
+        act()
+        more = _anonymous() - before
+        row.note = f"{100 * more / weights:.0f} % of the weights as anonymous memory more"
+        row.worse = "more than 5 %" if more > 0.05 * weights else ""
+        yield row
+
+    plan = reg.plan("full", into=into)
+    row = Row(
+        "weights only, from a file with Adam's state: bytes", "the weights' bytes", 1.02,
+        [float(plan.bytes_to_read)], [float(weights)],
+    )  # fmt: skip
+    print(f"  {row.what}: {row.ratio:.2f}", file=sys.stderr, flush=True)
+    yield row
+    reg.close()
+    shutil.rmtree(place)
+    plain.unlink()
+
+
+def commands(folder: Path, count: int) -> Iterator[Row]:
+    """Start-up of the command line, and a second import of a tree."""
+    place, tree = folder / "reg", folder / "tree"
+    tree.mkdir()
+    for number in range(200):
+        net = nn.Linear(30, 30)
+        torch.save(
+            {"model": "net", "epoch": number, "state_dict": net.state_dict()}, tree / f"{number}.pt"
+        )
+    with Registry.create(place) as reg:
+        reg.import_(tree)
+
+        def probes() -> None:
+            for path in tree.iterdir():
+                path.stat()
+                with path.open("rb") as file:
+                    file.read(64 << 10)
+                    file.seek(-1, os.SEEK_END)
+
+        rounds_ = 2 * count
+        began = time.perf_counter()
+        reg.import_(tree)
+        probed = time.perf_counter() - began
+        yield rounds(
+            Row("a second import of 200 unchanged files", "stat and one read of each", None,
+                note=f"{1000 * probed / 200:.2f} ms a file"),
+            lambda: reg.import_(tree), probes, rounds_,
+        )  # fmt: skip
+    nothing = process(sys.executable, "-c", "pass")
+    sqlalchemy = process(sys.executable, "-c", "import sqlalchemy")
+    at = ["-r", str(place)]
+    for words, goal, rival, named in (
+        (["--help"], 5.0, nothing, "python -c pass"),
+        (["--version"], 5.0, nothing, "python -c pass"),
+        ([*at, "best", "net", "--metric", "epoch", "--mode", "max"], 1.3, sqlalchemy, "python -c 'import sqlalchemy'"),
+        ([*at, "list"], 1.3, sqlalchemy, "python -c 'import sqlalchemy'"),
+        ([*at, "show", "net"], 1.3, sqlalchemy, "python -c 'import sqlalchemy'"),
+    ):  # fmt: skip
+        shown = " ".join(w for w in words if w not in at and not w.startswith(str(folder)))
+        if words[-1] == "max":
+            with Registry.open(place) as reg:
+                reg.record("net", {"epoch": 1.0})
+        yield rounds(Row(f"ckreg {shown}", named, goal), process(*CKREG, *words), rival, 3 * count)
+    shutil.rmtree(place)
