@@ -1,4 +1,4 @@
-"""All benchmarks: `python -m benchmarks [--mib 1024] [--rounds 5] [--only saves …] [--json FILE]`."""
+"""All benchmarks, with a table at the end: `python -m benchmarks --json results.json`."""
 
 from __future__ import annotations
 
