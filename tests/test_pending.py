@@ -92,6 +92,13 @@ def test_a_snapshot_copies_each_storage_once_and_keeps_what_is_shared() -> None:
     assert copied.tags == {}
 
 
+def test_sparse_tensors_are_copied_too() -> None:
+    sparse = torch.eye(3).to_sparse()
+    found = copying.Snapshot({"s": sparse}).tree["s"]
+    sparse._values().zero_()
+    assert torch.equal(found.to_dense(), torch.eye(3))
+
+
 def test_devices_of_a_snapshot_are_named_in_the_file(tmp_path: Path) -> None:
     tensor = torch.ones(3)
     path = tmp_path / "f.pt"

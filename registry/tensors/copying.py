@@ -55,6 +55,9 @@ class Snapshot:
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         made = self._copied.get(id(tensor))
+        if made is None and (tensor.layout != torch.strided or tensor.is_quantized):
+            # Of parts that no other tensor shares; the file names the CPU for them.
+            made = self._copied[id(tensor)] = tensor.detach().to("cpu", copy=True)
         if made is None:
             storage = self._storage(tensor)
             made = torch.empty(0, dtype=tensor.dtype).set_(
