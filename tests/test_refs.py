@@ -1,6 +1,7 @@
 """Refs: every documented form, and a message that shows them for everything else."""
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from registry.refs import Ref, parse
 
 NAMES = st.from_regex(r"[a-zA-Z0-9é][\w.\-é]{0,8}(/[a-zA-Z0-9][\w.\-]{0,8}){0,2}", fullmatch=True)
+NAMES = NAMES.filter(lambda name: unicodedata.is_normalized("NFC", name))  # else it is another
 ALIASES = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,63}", fullmatch=True)
 NUMBERS = st.integers(0, 2**63 - 1).map(str)
 
