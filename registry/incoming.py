@@ -58,7 +58,12 @@ def _files_below(folder: Path) -> Iterator[str]:
         for name in sorted([*files, *(f for f in folders if Path(place, f).is_symlink())]):
             path = Path(place, name)
             if path.is_symlink():
-                target = path.resolve()
+                target = Path(os.path.realpath(path))  # Path.resolve fails on a link to itself
+                if not target.exists():
+                    raise ContainerError(
+                        f"{str(path)!r} is a link to {str(target)!r}, where nothing is",
+                        hint="put the file in its place, or take the link away",
+                    )
                 if target.is_dir() or not any(target.is_relative_to(at) for at in inside):
                     where = "to a folder" if target.is_dir() else "out of the folder"
                     raise ContainerError(

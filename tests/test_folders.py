@@ -426,6 +426,16 @@ def test_a_link_out_of_the_folder_is_refused(reg: Registry, tmp_path: Path) -> N
     assert reg.models() == []
 
 
+@pytest.mark.parametrize("target", ["nowhere", "gone.txt"])
+def test_a_link_to_nothing_or_to_itself_is_named_as_one(
+    reg: Registry, tmp_path: Path, target: str
+) -> None:
+    folder = hub(tmp_path / "src")
+    (folder / "gone.txt").symlink_to(folder / target)
+    with pytest.raises(ContainerError, match=r"gone\.txt' is a link to .*, where nothing is"):
+        reg.push(folder, model="net")
+
+
 def test_the_cache_of_huggingface_hub_is_pushed_through_its_links(
     reg: Registry, tmp_path: Path
 ) -> None:
