@@ -20,17 +20,17 @@ from registry.containers import describe, read
 ROOT = Path(__file__).parent.parent
 
 
-def test_fifteen_hundred_mutants_are_refused_or_read_rightly() -> None:
+def test_mutants_of_every_kind_are_refused_or_read_rightly() -> None:
     """In a process of its own: a crash would be seen too, and memory is capped there."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sweeps", "mutants", "--count", "300"],
+        [sys.executable, "-m", "tests.sweeps", "mutants", "--count", "200"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("300 mutants") == len(mutants.KINDS)
+    assert done.stdout.count("200 mutants") == len(mutants.KINDS)
 
 
 @pytest.mark.parametrize("name", sorted(mutants.KINDS))

@@ -32,7 +32,7 @@ from registry.tensors.building import Builder
 from registry.tensors.checks import same_bits
 from registry.tensors.views import size_bytes
 
-from . import seeds
+from . import folders, seeds
 
 MAX_SECONDS: Final = 2.0
 MAX_BYTES: Final = 512 << 20
@@ -97,15 +97,23 @@ def _zip(rng: random.Random, found: list[bytes]) -> bytes:
 
 
 def _folder(rng: random.Random, found: list[Folder]) -> Folder:
+    """Damage one file: most often its bytes, now and then it is gone or is another."""
     files = dict(rng.choice(found))
     name = rng.choice(sorted(files))
-    if rng.random() < 0.05:
+    roll = rng.random()
+    if roll < 0.05:
         del files[name]
-    elif name == ".metadata" or rng.random() < 0.5:
-        files[name] = mutated(rng, files[name], list(files.values()))
+    elif roll < 0.1:
+        files[name] = files[rng.choice(sorted(files))]
+    elif roll < 0.5 and _is_zip(files[name]):
+        files[name] = _zip(rng, [files[name]])
     else:
-        files[name] = _zip(rng, [files[name]]) if files[name][:2] == b"PK" else files[name][:-9]
+        files[name] = mutated(rng, files[name], list(files.values()))
     return files
+
+
+def _is_zip(data: bytes) -> bool:
+    return data[:2] == b"PK" and any(n.endswith("/data.pkl") for n in seeds.zip_parts(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ class Kind:
 
     seeds: Callable[[], list[Any]]
     mutate: Callable[[random.Random, list[Any]], Any]
-    oracle: Callable[[bytes], Any] | None = None
+    oracle: Callable[[Any], Any] | None = None
 
 
 _PLAIN: Final = [
@@ -140,7 +148,15 @@ KINDS: Final[dict[str, Kind]] = {
     "torch-legacy": Kind(seeds.torch_legacies, _file, _by_torch),
     "safetensors": Kind(seeds.safetensors_files, _file, _by_safetensors),
     "pickle": Kind(seeds.pickles, _file),
-    "dcp": Kind(seeds.dcp_folders, _folder),
+    "torchscript": Kind(folders.torchscripts, _zip),
+    "pt2": Kind(folders.exported_programs, _file),
+    "onnx": Kind(folders.onnx_files, _file),
+    "gguf": Kind(folders.gguf_files, _file),
+    "dcp": Kind(folders.dcp_folders, _folder),
+    "safetensors-sharded": Kind(folders.safetensors_sharded, _folder, folders.of_shards),
+    "torch-sharded": Kind(folders.torch_sharded, _folder, folders.of_shards),
+    "hf-trainer": Kind(folders.trainer_folders, _folder, folders.of_trainer),
+    "deepspeed-zero": Kind(folders.zero_folders, _folder, folders.of_zero),
 }
 
 
@@ -199,12 +215,15 @@ def weights_of(made: bytes | Folder) -> tuple[Description, dict[str, torch.Tenso
         builder = Builder(contents, bytearray(made))
         return description, {k: builder.tensor(v) for k, v in description.weights.items()}
     files = {name: Memory(data) for name, data in made.items()}
-    return describe(read_folder(files, "mutant"), files), {}
+    contents = read_folder(files, "mutant")
+    description = describe(contents, files)
+    builder = Builder(contents, {name: bytearray(data) for name, data in made.items()})
+    return description, {k: builder.tensor(v) for k, v in description.weights.items()}
 
 
-def differs(ours: Mapping[str, torch.Tensor], theirs: Any, description: Description) -> str | None:
+def differs(ours: Mapping[str, torch.Tensor], theirs: Any, where: str) -> str | None:
     """Say where our tensors differ from the oracle's; None if they don't."""
-    for part in description.where.split(".") if description.where else ():
+    for part in where.split(".") if where else ():
         theirs = theirs[part]
     for key, mine in ours.items():
         other = theirs[key]
@@ -241,14 +260,15 @@ def check(kind: Kind, made: bytes | Folder, tally: Tally) -> str | None:
     finally:
         tally.slowest = max(tally.slowest, time.perf_counter() - started)
     tally.read += 1
-    if kind.oracle is None or not isinstance(made, bytes) or not ours:
+    if kind.oracle is None or not ours:
         return None
     try:
         theirs = kind.oracle(made)
     except Exception:
         return None  # we read what is sound in a file that torch takes as a whole or not at all
     tally.compared += 1
-    return differs(ours, theirs, description)
+    # what reads a folder gives its weights alone
+    return differs(ours, theirs, description.where if isinstance(made, bytes) else "")
 
 
 def sweep(kinds: list[str], start: int, count: int) -> int:

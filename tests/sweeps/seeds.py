@@ -6,11 +6,9 @@ import argparse
 import io
 import pickle
 import struct
-import tempfile
 import warnings
 import zlib
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,22 +16,22 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 
-def _net() -> torch.nn.Module:
+def net() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
 
 
 def values() -> list[Any]:
     """Return what training scripts save, of the sorts that the reader has code for."""
-    net = _net()
-    optimizer = torch.optim.Adam(net.parameters())
-    net(torch.ones(2, 4)).sum().backward()
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     shared = torch.arange(12.0)
     return [
-        OrderedDict(net.state_dict()),
+        OrderedDict(model.state_dict()),
         {
-            "epoch": 3, "arch": "mlp", "state_dict": net.state_dict(),
+            "epoch": 3, "arch": "mlp", "state_dict": model.state_dict(),
             "best_acc1": torch.tensor(7.0), "optimizer": optimizer.state_dict(),
             "args": argparse.Namespace(lr=0.1, name="x"),
         },
@@ -43,20 +41,21 @@ def values() -> list[Any]:
                 "half": torch.ones(3, dtype=torch.float16), "brain": torch.ones(2).bfloat16(),
                 "flag": torch.tensor([True, False]), "long": torch.tensor(5), "none": torch.ones(0),
                 "conj": torch.tensor([1 + 2j]).conj(), "sparse": torch.eye(3).to_sparse(),
-                "csr": torch.eye(3).to_sparse_csr(), **_quantised(),
+                **_other_sorts(),
             },
             "acc": np.float64(0.5), "history": np.arange(4), "note": "é",
             "big": 2**40, "t": (1, None),
         },
-        net,
+        model,
     ]  # fmt: skip
 
 
-def _quantised() -> dict[str, torch.Tensor]:
+def _other_sorts() -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that torch would do it in another library
+        warnings.simplefilter("ignore")  # of layouts in beta, and of quantisation that goes
         scales, zeros = torch.tensor([0.5, 0.25]).double(), torch.tensor([3, 0])
         return {
+            "csr": torch.eye(3).to_sparse_csr(),
             "affine": torch.quantize_per_tensor(torch.ones(2, 2), 0.5, 3, torch.quint8),
             "channels": torch.quantize_per_channel(torch.ones(2, 2), scales, zeros, 0, torch.qint8),
         }
@@ -64,15 +63,15 @@ def _quantised() -> dict[str, torch.Tensor]:
 
 def torch_zips() -> list[bytes]:
     """Return files of torch.save as it is today."""
-    return [_saved(value, zipped=True) for value in values()]
+    return [saved(value, zipped=True) for value in values()]
 
 
 def torch_legacies() -> list[bytes]:
     """Return files of torch.save as it was before torch 1.6."""
-    return [_saved(value, zipped=False) for value in values()]
+    return [saved(value, zipped=False) for value in values()]
 
 
-def _saved(value: Any, *, zipped: bool) -> bytes:
+def saved(value: Any, *, zipped: bool) -> bytes:
     out = io.BytesIO()
     torch.save(value, out, _use_new_zipfile_serialization=zipped)
     return out.getvalue()
@@ -81,7 +80,7 @@ def _saved(value: Any, *, zipped: bool) -> bytes:
 def safetensors_files() -> list[bytes]:
     """Return safetensors files."""
     return [
-        safetensors_bytes(dict(_net().state_dict()), metadata={"epoch": "3"}),
+        safetensors_bytes(dict(net().state_dict()), metadata={"epoch": "3"}),
         safetensors_bytes(
             {"a": torch.ones(2, 2).bfloat16(), "b": torch.zeros(0), "c": torch.ones(())}
         ),
@@ -95,22 +94,11 @@ def pickles() -> list[bytes]:
                   "f": np.asfortranarray(np.ones((2, 3))), "s": np.array(3)},
         "__author__": "x", "names": np.array(["a", None], dtype=object), "acc": np.float32(0.5),
     }  # fmt: skip
-    state = _net().state_dict()
+    state = net().state_dict()
     return [
         *(pickle.dumps(arrays, protocol) for protocol in (0, 2, 4, 5)),
         *(pickle.dumps(state, protocol) for protocol in (2, 4)),
     ]
-
-
-def dcp_folders() -> list[dict[str, bytes]]:
-    """Return folders of torch.distributed.checkpoint: file name -> bytes."""
-    import torch.distributed.checkpoint as dcp
-
-    net = _net()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is one process, which it is
-        dcp.save({"model": net.state_dict(), "epoch": 3}, checkpoint_id=folder, no_dist=True)
-        return [{path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}]
 
 
 def zip_parts(data: bytes) -> dict[str, bytes]:
