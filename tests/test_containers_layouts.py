@@ -423,3 +423,14 @@ def test_a_safetensors_file_is_read_as_strictly_as_its_format_says(
     path.write_bytes(data)
     with pytest.raises(error, match=message):
         contents_of(path)
+
+
+def test_an_entry_that_is_marked_as_a_folder_has_no_bytes(tmp_path: Path) -> None:
+    """torch 2.13 reads none of it, and gives whatever lay in its memory."""
+    data = bytearray(saved({"w": torch.ones(3)}, tmp_path / "f").read_bytes())
+    at = data.index(b"f/data/0", data.index(b"PK\x01\x02")) - 46
+    assert data[at : at + 4] == b"PK\x01\x02"
+    data[at + 38] |= 0x10
+    (tmp_path / "f").write_bytes(data)
+    with pytest.raises(UntrustedError, match="'f/data/0' contradicts itself"):
+        contents_of(tmp_path / "f")

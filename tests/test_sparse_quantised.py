@@ -428,3 +428,21 @@ def test_a_mutant_seed_holds_such_tensors() -> None:
     found = b"".join(zip_parts(data)["archive/data.pkl"] for data in torch_zips())
     assert b"_rebuild_sparse_tensor" in found
     assert b"_rebuild_qtensor" in found
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_every_part_is_verified_before_it_is_used(reg: Registry, tmp_path: Path, part: int) -> None:
+    """A damaged byte of the row starts, the columns or the values."""
+    checkpoint = reg.save(One(matrix().to_sparse_csr()), model="m")
+    data = reg.pull(checkpoint, tmp_path / "f.pt").read_bytes()
+    _, contents = builder_of(data)
+    found = contents.root["state_dict"]["w"]
+    (blob,) = (p for p in Path(reg.location).glob("blobs/*/*") if p.stat().st_size == len(data))
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(found.parts[part].storage.offset)
+        file.write(bytes([data[found.parts[part].storage.offset] ^ 1]))
+    with pytest.raises(DamagedError):
+        reg.load(checkpoint, into=One(matrix().to_sparse_csr()))
+    with pytest.raises(DamagedError):
+        reg.load(checkpoint)

@@ -27,6 +27,7 @@ _CENTRAL: Final = Struct("<4s4B4HL2L5H2L")
 _LOCAL: Final = Struct("<4s2B4HL2L2H")
 _TAIL: Final = 128 << 10  # holds the end records and, for most files, the whole directory: one read
 _ENCRYPTED: Final = 0x2041  # bits 0, 6 and 13
+_FOLDER: Final = 0x10  # MS-DOS's attribute, as central directories keep it
 _FULL16: Final = 0xFFFF
 _FULL32: Final = 0xFFFFFFFF
 
@@ -132,7 +133,7 @@ def _entries(data: bytes, count: int, limit: int) -> dict[str, Entry]:
             raise NotWholeError("its directory is cut short")
         (
             signature, _, _, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size,
-            comment_size, disk, _, _, header,
+            comment_size, disk, _, attributes, header,
         ) = _CENTRAL.unpack_from(data, at)  # fmt: skip
         at += _CENTRAL.size
         stop = at + name_size + extra_size + comment_size
@@ -144,7 +145,10 @@ def _entries(data: bytes, count: int, limit: int) -> dict[str, Entry]:
             packed, size, header = _wide(extra, packed, size, header)
         if flags & _ENCRYPTED:
             raise UntrustedError(f"the zip's entry {name!r} is encrypted")
-        if disk not in (0, _FULL16) or (method == 0 and packed != size):
+        # torch takes an entry that is marked as a folder for one without bytes, and leaves the
+        # tensor's memory as it was (2.13, miniz)
+        folder = attributes & _FOLDER and packed
+        if disk not in (0, _FULL16) or (method == 0 and packed != size) or folder:
             raise UntrustedError(f"the zip's entry {name!r} contradicts itself")
         if name in entries:
             raise UntrustedError(f"the zip has two entries named {name!r}")
