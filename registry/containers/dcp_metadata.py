@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import ContainerError, DamagedError, UntrustedError
+from .limits import check_nesting
 from .opcodes import OutOfBytesError
 from .parts import Folder, is_inside, missing
 from .pickles import read_pickle
 from .recording import Recorder
-from .tree import DTYPES, Constant, Opaque, check_nesting
+from .tree import DTYPES, Constant, Opaque
 
 MAX_METADATA_BYTES: Final = 256 << 20
 MAX_COMPARISONS: Final = 1_000_000

@@ -14,8 +14,9 @@ from struct import Struct
 from typing import Any, Final
 
 from ..errors import DamagedError, UntrustedError
+from .limits import add_elements, put_items
 from .recording import Recorder
-from .tree import Opaque, add_elements, put_items
+from .tree import Opaque
 
 MAX_INT_BYTES: Final = 1_024
 MAX_NAME: Final = 4_096

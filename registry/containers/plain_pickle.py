@@ -13,12 +13,13 @@ from typing import Any, Final
 
 from ..errors import ContainerError, DamagedError, UntrustedError
 from .contents import Contents
+from .limits import check_nesting
 from .opcodes import OutOfBytesError
 from .pickles import MAX_BYTES, read_pickle
 from .recording import Recorder
 from .source import ByteSource
 from .torch_legacy import read_torch_legacy
-from .tree import Array, Storage, Tensor, check_nesting, settle, walk
+from .tree import Array, Storage, Tensor, settle, walk
 
 _DTYPES: Final = {
     "f8": "float64", "f4": "float32", "f2": "float16",
@@ -37,7 +38,7 @@ def read_plain_pickle(source: ByteSource, name: str) -> Contents:
 
     Raises:
         ContainerError: more than one pickle is in it, or it is too large.
-        DamagedError, UntrustedError: it breaks a rule of pickles.py or tree.py.
+        DamagedError, UntrustedError: it breaks a rule of pickles.py or limits.py.
     """
     if source.size > MAX_BYTES:
         raise ContainerError(

@@ -12,7 +12,8 @@ from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DamagedError
-from .tree import Global, TaggedDict, add_elements, put_items
+from .limits import add_elements, put_items
+from .tree import Global, TaggedDict
 
 if TYPE_CHECKING:
     from .recording import Recorder

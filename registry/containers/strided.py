@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UntrustedError
-from .tree import DTYPES, Constant, Storage, StorageView, Tensor, check_bounds
+from .limits import check_bounds
+from .tree import DTYPES, Constant, Storage, StorageView, Tensor
 
 if TYPE_CHECKING:
     from .recording import Recorder

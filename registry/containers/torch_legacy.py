@@ -14,12 +14,13 @@ from typing import Any, Final
 
 from ..errors import DamagedError, UntrustedError
 from .contents import Contents
+from .limits import check_nesting
 from .opcodes import OutOfBytesError
 from .pickles import MAX_BYTES, read_pickle
 from .recording import Recorder
 from .source import ByteSource
 from .torch_values import StorageId, storage_id
-from .tree import DTYPES, Global, Storage, StorageView, check_nesting, settle
+from .tree import DTYPES, Global, Storage, StorageView, settle
 from .zips import END
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -92,7 +93,7 @@ def read_torch_legacy(source: ByteSource, name: str) -> Contents:
 
     Raises:
         DamagedError, UntrustedError: the file is cut short, or breaks a rule of pickles.py or
-            tree.py.
+            limits.py.
     """
     # How long the pickles are is known only once they are read: take more until they end.
     size = min(source.size, _FIRST_READ)

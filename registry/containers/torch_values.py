@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DamagedError
 from ..signature import Kind
+from .limits import put_items
 from .sparse_quantised import quantised_tensor, sparse_tensor
 from .strided import is_count, sizes_of, tensor_v1, tensor_v2, tensor_v3
 from .tree import (
@@ -25,7 +26,6 @@ from .tree import (
     Quantised,
     Sparse,
     Tensor,
-    put_items,
     settle,
 )
 

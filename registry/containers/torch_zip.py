@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from ..errors import ContainerError, DamagedError, UntrustedError
 from .contents import ByteOrder, Container, Contents
+from .limits import check_nesting
 from .opcodes import OutOfBytesError
 from .pickles import MAX_BYTES, read_pickle
 from .recording import Recorder
 from .source import ByteSource
 from .torch_values import storage_id
-from .tree import Storage, check_nesting
+from .tree import Storage
 from .zips import Directory, Entry, locate
 
 MAX_SMALL_BYTES: Final = 64
@@ -43,7 +44,7 @@ def read_torch_zip(
 
     Raises:
         ContainerError: an entry is compressed, or the byte order is unknown.
-        DamagedError, UntrustedError: the file breaks a rule of zips.py, pickles.py or tree.py.
+        DamagedError, UntrustedError: the file breaks a rule of zips.py, pickles.py or limits.py.
     """
     entries, places = directory.entries, locate(source, directory)
     top = folder(entries)
