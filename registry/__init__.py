@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .collecting import GcPlan
     from .diffing import Diff
     from .errors import (
         AmbiguousError,
@@ -49,6 +50,7 @@ __all__ = [
     "Checkpoint",
     "Diff",
     "File",
+    "GcPlan",
     "Git",
     "ImportedFile",
     "ImportResult",
@@ -85,6 +87,7 @@ __all__ = [
 _HOMES = {
     "Registry": "registry",
     "Diff": "diffing",
+    "GcPlan": "collecting",
     "ImportedFile": "importing",
     "ImportResult": "importing",
     "PendingSave": "pending",

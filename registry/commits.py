@@ -19,7 +19,7 @@ from .containers import Contents
 from .errors import BusyError, CkregError, warn
 from .records import Checkpoint, File, RunRecord
 from .signature import Signature
-from .values import FORMAT, CheckpointId, Digest, canonical_json
+from .values import CheckpointId, Digest, canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def write_record(store: BlobStore, catalog: Catalog, id: CheckpointId) -> None:
     try:
         state = None
         for _ in range(100):
-            latest = _record_text(catalog, id)
+            latest = canonical_json(catalog.whole(id))
             if latest == state:
                 return
             state = latest
@@ -195,27 +195,3 @@ def write_record(store: BlobStore, catalog: Catalog, id: CheckpointId) -> None:
             f"the checkpoint {id[:8]} is committed, but its record file could not be written: "
             f"{error.message}"
         )
-
-
-def _record_text(catalog: Catalog, id: CheckpointId) -> str:
-    checkpoint = catalog.by_id(id, include_removed=True)
-    run = None if checkpoint.run is None else catalog.run(checkpoint.run.id)
-    return canonical_json(
-        {
-            "format": FORMAT,
-            "checkpoint": checkpoint.to_dict(),
-            "run": None if run is None else run.to_dict(),
-            "blobs": [
-                {
-                    "file": name,
-                    "blob": _blob(blob),
-                    "index": None if index is None else _blob(index),
-                }
-                for name, blob, index in catalog.blobs_of(id)
-            ],
-        }
-    )
-
-
-def _blob(blob: Blob) -> dict[str, object]:
-    return {"digest": blob.digest, "size_bytes": blob.size_bytes, "name": blob.name}

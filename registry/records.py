@@ -491,3 +491,21 @@ def facts_digest(
             "files": [files[0].digest] if len(files) == 1 else [[f.name, f.digest] for f in files],
         }
     )  # fmt: skip
+
+
+def facts_of(checkpoint: Checkpoint) -> Digest:
+    """Return the digest of a checkpoint's facts; of one as it was made it is its `facts_digest`."""
+    return facts_digest(
+        model=checkpoint.model,
+        dataset=checkpoint.dataset,
+        run=None if checkpoint.run is None else checkpoint.run.id,
+        epoch=checkpoint.epoch,
+        step=checkpoint.step,
+        metrics=checkpoint.metrics,
+        parent=checkpoint.parent,
+        key_style=checkpoint.key_style,
+        file_keys=checkpoint.file_keys,
+        strategy=checkpoint.topology.strategy,
+        world_size=checkpoint.topology.world_size,
+        files=checkpoint.files,
+    )

@@ -13,11 +13,13 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from . import (
+    collecting,
     commits,
     diffs,
     drafting,
@@ -35,7 +37,8 @@ from . import (
 from . import where as where_
 from .blobs import BlobStore
 from .blobs.local import LocalStore
-from .catalog import Catalog, Page, Query
+from .catalog import Catalog, Page, Query, Upkeep
+from .collecting import GRACE, GcPlan
 from .diffing import Diff
 from .errors import ConflictError, NotFoundError, warn
 from .importing import ImportResult
@@ -50,6 +53,7 @@ from .signature import Signature
 from .values import (
     FORMAT,
     CheckpointId,
+    duration,
     label,
     metrics_of,
     model_name,
@@ -139,8 +143,8 @@ class Registry:
         folder = self._location.folder
         if not self._location.exists:
             location.check_free(folder)
-            LocalStore.create(folder, shared=shared)
-            Database.create(folder / location.DATABASE)
+            made = LocalStore.create(folder, shared=shared)
+            Upkeep(Database.create(folder / location.DATABASE)).adopt(made.id)
             if shared:
                 self._parts()[1].set_setting("shared", "group")
         store, _ = self._parts()
@@ -254,7 +258,7 @@ class Registry:
         if record.name is not None:
             record = continued(catalog.start_run(record), record)
         if best is not None:
-            catalog.monitor(record.model, *best, create=True)
+            self.monitor(record.model, *best, create=True)
         return Run(self, record)
 
     @overload
@@ -922,8 +926,11 @@ class Registry:
             ValueError: mode is neither "max" nor "min", or isn't said of a metric other than acc.
         """
         name, best = model_name(model), monitored(metric, mode)
-        _, catalog = self._for_writing()
-        return catalog.monitor(name, *best, create=create)
+        store, catalog = self._for_writing()
+        changed = catalog.monitor(name, *best, create=create)
+        for newest in catalog.find(name, sort="-version", limit=1, include_removed=True):
+            commits.write_record(store, catalog, newest.id)  # whose record tells the monitor
+        return changed
 
     def tag(self, ref: Ref, *tags: str) -> Checkpoint:
         """Add tags to a checkpoint; one that it has already is no error.
@@ -1022,6 +1029,41 @@ class Registry:
         """
         self._parts()
         return self._database().upgrade()
+
+    # --- keeping -----------------------------------------------------------------------------
+
+    def gc(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: timedelta | str = GRACE,
+        plan: GcPlan | None = None,
+    ) -> GcPlan:
+        """Take the bytes that nothing needs any more: those of checkpoints removed long ago, files
+        that a crash left without a row, temporary files of killed writers.
+
+        A removed checkpoint whose bytes went can't be restored; its record stays.
+
+        Args:
+            dry_run: return the plan, and take nothing.
+            grace: how long after its removal a checkpoint keeps its bytes, and how long a file
+                without a row stays (an hour at least): "14d", "36h", "0". Time is the store's.
+            plan: what a dry run returned: take that, as far as it may still go, and nothing else.
+
+        Raises:
+            NotFoundError, ConflictError: the store's marker is missing, or another store's.
+            DamagedError: many blobs are missing, or the database lacks checkpoints that records/
+                has; nothing was taken.
+            NotWritableError, BusyError: it can't be done.
+        """
+        span = duration(grace)
+        store, catalog = self._parts()
+        upkeep = Upkeep(self._database())
+        found = collecting.plan(store, upkeep, span) if plan is None else plan
+        if dry_run:
+            return found
+        self._for_writing()  # not before: it sweeps what the plan counts
+        return collecting.collect(store, catalog, upkeep, found)
 
     def _database(self) -> Database:
         return Database(self._location.folder / location.DATABASE)

@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NewType, TypeVar, cast
 
 FORMAT: Final = 1
@@ -212,6 +212,30 @@ def size_bytes(text: int | str) -> int:
     if found < 1:
         raise ValueError(f"{text!r} is no size: it should read like 5GB, 500MB or 2GiB")
     return found
+
+
+_SPANS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN: Final = re.compile(r"\s*(\d{1,6}(?:\.\d+)?)\s*([smhdw])\s*|\s*0\s*")
+
+
+def duration(text: str | timedelta) -> timedelta:
+    """Return the time that a text means: `14d`, `36h`, `90m`, `0`; a timedelta itself.
+
+    Raises:
+        ValueError: it is no such time, or less than none.
+
+    Example:
+        >>> duration("14d").days, duration("1.5h").seconds
+        (14, 5400)
+    """
+    if isinstance(text, timedelta):
+        if text < timedelta(0):
+            raise ValueError(f"a duration can't be less than none: {text}")
+        return text
+    match = _SPAN.fullmatch(str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: it should read like 14d, 36h, 90m or 0")
+    return timedelta(seconds=float(match[1]) * _SPANS[match[2]] if match[1] else 0)
 
 
 # --- names ----------------------------------------------------------------------------------------

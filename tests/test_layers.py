@@ -28,6 +28,7 @@ LAYERS = (
     "schema",
     "catalog",
     "commits opening",
+    "collecting",
     "loads saves diffs",
     "runs pulls exports",
     "incoming",

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from ..values import CheckpointId
 from .blob import Blob
 from .folders import Place
+from .listing import StoredFile
 from .local import LocalStore
+from .marker import SHARDS
 from .ranges import Index, Range
 from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
 from .staging import Staged
@@ -26,6 +28,8 @@ __all__ = [
     "FileBytes",
     "SourceFile",
     "Staged",
+    "StoredFile",
+    "SHARDS",
     "Place",
     "Index",
     "Range",
@@ -145,6 +149,26 @@ class BlobStore(Protocol):
 
     def records(self) -> Iterator[CheckpointId]:
         """Yield the ids of all records."""
+        ...
+
+    def record_time(self, id: str) -> float | None:
+        """Return when a checkpoint's record was last written, by the store's clock, or None."""
+        ...
+
+    def check_marker(self) -> None:
+        """See that this is still the store that was opened."""
+        ...
+
+    def clock(self) -> float:
+        """Return the present as the store has it, in seconds: never this machine's."""
+        ...
+
+    def files(self, shard: str) -> list[StoredFile]:
+        """Return what lies in one of the folders of blobs/, by name."""
+        ...
+
+    def leftovers(self) -> list[StoredFile]:
+        """Return what the next `sweep` takes."""
         ...
 
     def sweep(self) -> int:

@@ -28,7 +28,7 @@ from ..errors import (
     NotFoundError,
 )
 from ..values import CheckpointId, checkpoint_id
-from . import folders, marker, pulling, staging
+from . import folders, listing, marker, pulling, staging
 from .blob import Blob, fresh
 from .disk import (
     NOFOLLOW,
@@ -45,6 +45,7 @@ from .disk import (
     translated,
     unlink_quietly,
 )
+from .listing import StoredFile
 from .marker import MARKER, SHARDS
 from .reading import BlobFile, Progress, SourceFile, Total, damaged
 from .staging import Staged
@@ -408,6 +409,34 @@ class LocalStore:
         except OSError as error:
             raise translate(error, "remove", path) from error
 
+    # --- what lies there ----------------------------------------------------------------------
+
+    def check_marker(self) -> None:
+        """See that this is still the store that was opened: a mount may have gone.
+
+        Raises:
+            NotFoundError, DamagedError: the marker is missing, or can't be understood.
+            ConflictError: it is another store's.
+        """
+        found = marker.read(self.root)
+        if found != self.id:
+            raise ConflictError(
+                f"the store at {str(self.root)!r} was {self.id} when it was opened, and is {found}",
+                hint="see whether the right folder is mounted there",
+            )
+
+    def clock(self) -> float:
+        """Return the present as the store's file system has it, in seconds."""
+        return listing.clock(self.root)
+
+    def files(self, shard: str) -> list[StoredFile]:
+        """Return what lies in one of the folders of blobs/, by name."""
+        return listing.shard(self.root, shard)
+
+    def leftovers(self) -> list[StoredFile]:
+        """Return what the next `sweep` takes."""
+        return listing.leftovers(self.root)
+
     # --- records ------------------------------------------------------------------------------
 
     def put_record(self, id: str, text: str) -> None:
@@ -459,6 +488,16 @@ class LocalStore:
                     f"the record {str(path)!r} is no record: {error.strerror}"
                 ) from error
             raise translate(error, "read", path) from error
+
+    def record_time(self, id: str) -> float | None:
+        """Return when a checkpoint's record was last written, by the store's clock, or None."""
+        shard, name = _record_name(id)
+        path = self.root / "records" / shard / name
+        try:
+            with translated("look at", path):
+                return os.stat(path, follow_symlinks=False).st_mtime
+        except NotFoundError:
+            return None
 
     def remove_record(self, id: str) -> None:
         """Remove a checkpoint's record; one that is gone is no error."""

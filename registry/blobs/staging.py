@@ -33,7 +33,7 @@ from .disk import (
 from .following import Trail, Writeback
 from .reading import STEP, FileBytes, Progress
 
-_TEMPORARY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TEMPORARY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BUFFER: Final = 4 << 20
 
 # What copy_file_range says where it can't: other file system, old kernel, special file, seccomp.
@@ -316,7 +316,7 @@ def sweep(place: Path, *below: str) -> int:
     removed = 0
     with folder(place, *below) as dir_fd:
         with translated("list", place.joinpath(*below)):
-            names = [name for name in os.listdir(dir_fd) if _TEMPORARY.fullmatch(name)]
+            names = [name for name in os.listdir(dir_fd) if TEMPORARY.fullmatch(name)]
         for name in names:
             with suppress(OSError):  # another sweep was faster, or it may not be ours to remove
                 removed += _sweep_one(name, dir_fd)

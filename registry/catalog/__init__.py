@@ -1,20 +1,26 @@
 """The catalog: every query of a registry's database; records in, records out.
 
-`Catalog` is the facade: one method, one transaction. Beside it `rows` (records and rows), `lookup`
-(refs and what to say when nothing answers), `ranking` (best, latest), `finding` (lists), `filters`
-(where to SQL), `adding` and `changing` (writes). Only here is SQL spoken; it fits SQLite and
-PostgreSQL, and what is SQLite's own comes from registry/sqlite.py. Knows no files and no torch.
+`Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc. Beside them
+`rows` (records and rows), `lookup` (refs and what to say when nothing answers), `ranking` (best,
+latest), `finding` (lists), `filters` (where to SQL), `adding` and `changing` (writes), `collecting`
+(gc). Only here is SQL spoken; it fits SQLite and PostgreSQL, and what is SQLite's own comes from
+registry/sqlite.py. Knows no files and no torch.
 """
 
 from .adding import Added, Draft
 from .changing import AliasMove, Recorded
+from .collecting import Removed, portions
 from .facade import Catalog
 from .finding import Page, Query
 from .scopes import ANY, AnyDataset, Dataset
 from .settling import Gone
+from .upkeep import Upkeep
 
 __all__ = [
     "Catalog",
+    "Upkeep",
+    "Removed",
+    "portions",
     "Draft",
     "Added",
     "Gone",

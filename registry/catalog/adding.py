@@ -22,7 +22,7 @@ from ..records import (
     Checkpoint,
     RunRecord,
     RunRef,
-    facts_digest,
+    facts_of,
     small,
 )
 from ..signature import Signature
@@ -276,24 +276,8 @@ def _settle_run(
         run = replace(run, name=None)
     if run is draft.run:
         return draft, ()
-    checkpoint = replace(
-        checkpoint,
-        run=RunRef(run.id, run.name),
-        facts_digest=facts_digest(
-            model=checkpoint.model,
-            dataset=checkpoint.dataset,
-            run=run.id,
-            epoch=checkpoint.epoch,
-            step=checkpoint.step,
-            metrics=checkpoint.metrics,
-            parent=checkpoint.parent,
-            key_style=checkpoint.key_style,
-            file_keys=checkpoint.file_keys,
-            strategy=checkpoint.topology.strategy,
-            world_size=checkpoint.topology.world_size,
-            files=checkpoint.files,
-        ),
-    )
+    checkpoint = replace(checkpoint, run=RunRef(run.id, run.name))
+    checkpoint = replace(checkpoint, facts_digest=facts_of(checkpoint))
     return replace(draft, run=run, checkpoint=checkpoint), tuple(said)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
 
@@ -15,7 +16,7 @@ from ..signature import Signature
 from ..tables import blobs, checkpoints, files, models, runs, settings, signatures
 from ..values import Digest
 from ..where import Expression
-from . import adding, changing, finding, lookup, naming, ranking, settling
+from . import adding, changing, finding, lookup, naming, ranking, settling, wholes
 from .adding import Added, Draft
 from .changing import AliasMove, Recorded
 from .finding import Page, Query
@@ -373,6 +374,15 @@ class Catalog:
         with self._database.read() as connection:
             row = connection.execute(select(blobs).where(blobs.c.digest == digest)).one_or_none()
             return None if row is None else settling.blob_of(row)
+
+    def whole(self, id: str) -> dict[str, Any]:
+        """Return a checkpoint's whole record, as records/ keeps it.
+
+        Raises:
+            NotFoundError: there is no such checkpoint.
+        """
+        with self._database.read() as connection:
+            return wholes.whole(connection, id)
 
     def blobs_of(self, id: str) -> tuple[tuple[str, Blob, Blob | None], ...]:
         """Return a checkpoint's files by name, each with its blob and the blob of its index."""

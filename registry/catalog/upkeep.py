@@ -1,0 +1,102 @@
+"""Upkeep: what verify, gc and repair ask of the database, and tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from sqlalchemy import insert, select
+
+from ..blobs import Blob
+from ..errors import ConflictError
+from ..schema import Database
+from ..tables import settings
+from ..values import CheckpointId, Digest
+from . import collecting
+from .collecting import Removed
+
+_STORE = "store"
+
+
+class Upkeep:
+    """A registry's database from below. Every method is one transaction, as in Catalog.
+
+    Raises, from any method: as Catalog.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # --- which store -------------------------------------------------------------------------
+
+    def store(self) -> str | None:
+        """Return the id of the store that the blobs are in, or None where it isn't recorded."""
+        with self._database.read() as connection:
+            found: str | None = connection.scalar(
+                select(settings.c.value).where(settings.c.name == _STORE)
+            )
+            return found
+
+    def check(self, store: str) -> None:
+        """See that the blobs are in a store, as far as it is recorded.
+
+        Raises:
+            ConflictError: they are in another one.
+        """
+        known = self.store()
+        if known not in (None, store):
+            raise ConflictError(
+                f"the database's blobs are in the store {known}, and this one is {store}",
+                hint="see whether the right folder is mounted there: ckreg info",
+            )
+
+    def adopt(self, store: str) -> None:
+        """Record which store the blobs are in, if it isn't known.
+
+        Raises:
+            ConflictError: they are in another one.
+        """
+        if self.store() is None:
+            with self._database.write() as connection:
+                there = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
+                if there is None:
+                    connection.execute(insert(settings).values(name=_STORE, value=store))
+        self.check(store)
+
+    # --- gc ----------------------------------------------------------------------------------
+
+    def removed(self) -> list[Removed]:
+        """Return the removed checkpoints whose files are still there, the longest removed
+        first.
+        """
+        with self._database.read() as connection:
+            return collecting.removed(connection)
+
+    def blobs_in(self, shard: str) -> dict[str, Blob]:
+        """Return the blobs of one of the store's folders, by name."""
+        with self._database.read() as connection:
+            return collecting.blobs_in(connection, shard)
+
+    def unneeded(self, without: Collection[CheckpointId]) -> list[Blob]:
+        """Return the blobs that no file refers to but those of some checkpoints."""
+        with self._database.read() as connection:
+            return collecting.unneeded(connection, without)
+
+    def unknown(self, ids: Iterable[CheckpointId]) -> list[CheckpointId]:
+        """Return which of some ids no checkpoint has."""
+        with self._database.read() as connection:
+            return collecting.unknown(connection, ids)
+
+    def retire(self, found: Sequence[Removed]) -> list[Removed]:
+        """Let go of the files of checkpoints that are still removed; return those."""
+        with self._database.write() as connection:
+            return collecting.retire(connection, found)
+
+    def forget(self, digests: Collection[Digest]) -> list[Blob]:
+        """Delete the rows of blobs that no file refers to; return these blobs, to be dropped."""
+        with self._database.write() as connection:
+            return collecting.forget(connection, digests)
+
+    def drop_orphans(self, found: Sequence[Blob], drop: Callable[[Blob], None]) -> list[Blob]:
+        """Drop the files that no row names while nobody can commit one; return them."""
+        with self._database.write() as connection:
+            return collecting.drop_orphans(connection, found, drop)

@@ -1,0 +1,410 @@
+"""A checkpoint's whole record, as records/<id>.json keeps it, and its rows made of it again.
+
+Law: the record alone gives back every row of its checkpoint: facts, run, metrics, tags, the moves
+of aliases, files, signatures, tombstone. It proves itself, by a seal over all of it and by the
+digest of its facts, or no row is made of it. Fields are only ever added to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, delete, insert, or_, select, update
+
+from ..blobs import Blob
+from ..errors import DamagedError, NotFoundError
+from ..records import Checkpoint, RunRecord, facts_of
+from ..signature import Signature
+from ..tables import (
+    alias_moves,
+    aliases,
+    blobs,
+    checkpoints,
+    files,
+    metrics,
+    models,
+    records,
+    runs,
+    signatures,
+    tags,
+)
+from ..values import FORMAT, FrozenMap, canonical_json, digest, digest_of, label, printable
+from .adding import insert_run, lock_model
+from .rows import (
+    columns_of,
+    fetch,
+    metric_seal,
+    moment,
+    record_of,
+    run_of,
+    seal,
+    weights_bytes,
+)
+from .settling import NewFile, blob_of
+
+SEALED: Final = "seal"
+
+
+def whole(connection: Connection, id: str) -> dict[str, Any]:
+    """Return a checkpoint's whole record.
+
+    Raises:
+        NotFoundError: there is no such checkpoint.
+    """
+    row = connection.execute(
+        select(checkpoints, records.c.record)
+        .outerjoin(records, records.c.checkpoint_pk == checkpoints.c.pk)
+        .where(checkpoints.c.id == id)
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no checkpoint has the id {id!r}")
+    checkpoint = fetch(connection, [row.pk])[0]
+    model = connection.execute(select(models).where(models.c.pk == row.model_pk)).one()
+    run = connection.execute(
+        select(runs, models.c.name.label("model"))
+        .join(models, models.c.pk == runs.c.model_pk)
+        .where(runs.c.pk == row.run_pk)
+    ).one_or_none()
+    plain = {
+        "format": FORMAT,
+        "checkpoint": checkpoint.to_dict(),
+        "run": None if run is None else run_of(run).to_dict(),
+        "blobs": _files(connection, row.pk),
+        "model": {"created_at": model.created_at, "metric": model.metric, "mode": model.mode},
+        "metrics": _metrics(connection, row.pk, json.loads(row.record)["metrics"]),
+        "tags": [
+            {"name": tag.name, "author": tag.author, "tagged_at": tag.tagged_at}
+            for tag in connection.execute(
+                select(tags).where(tags.c.checkpoint_pk == row.pk).order_by(tags.c.name)
+            )
+        ],
+        "moves": _moves(connection, row.pk),
+        "signatures": [
+            {"digest": one.digest, "tensors": json.loads(one.tensors)}
+            for one in connection.execute(
+                select(signatures)
+                .where(signatures.c.digest.in_([row.signature, row.raw_signature]))
+                .order_by(signatures.c.digest)
+            )
+        ],
+        "removed_by": row.removed_by,
+        "collected_at": row.collected_at,
+    }
+    return plain | {SEALED: digest_of(plain)}
+
+
+def _files(connection: Connection, pk: int) -> list[dict[str, Any]]:
+    of, index = blobs.alias("of"), blobs.alias("index")
+    rows = connection.execute(
+        select(
+            files.c.name.label("file"),
+            of.c.digest, of.c.size_bytes, of.c.name, of.c.probe,
+            index.c.digest.label("index_digest"),
+            index.c.size_bytes.label("index_size"),
+            index.c.name.label("index_name"),
+        )
+        .join(of, of.c.digest == files.c.digest)
+        .outerjoin(index, index.c.digest == files.c.index_digest)
+        .where(files.c.checkpoint_pk == pk)
+        .order_by(files.c.name)
+    )  # fmt: skip
+    return [
+        {
+            "file": row.file,
+            "blob": _blob(row.digest, row.size_bytes, row.name),
+            "index": None
+            if row.index_digest is None
+            else _blob(row.index_digest, row.index_size, row.index_name),
+            "probe": row.probe,
+        }
+        for row in rows
+    ]
+
+
+def _blob(digest: str, size_bytes: int, name: str) -> dict[str, object]:
+    return {"digest": digest, "size_bytes": size_bytes, "name": name}
+
+
+def _metrics(connection: Connection, pk: int, first: Mapping[str, float]) -> list[dict[str, Any]]:
+    rows = connection.execute(
+        select(metrics).where(metrics.c.checkpoint_pk == pk).order_by(metrics.c.name)
+    )
+    return [
+        {
+            "name": row.name,
+            "value": row.value,
+            "author": row.author,
+            "recorded_at": row.recorded_at,
+            "first": row.name in first,  # known when the checkpoint was made
+        }
+        for row in rows
+    ]
+
+
+def _moves(connection: Connection, pk: int) -> list[dict[str, Any]]:
+    """Return the moves of aliases to a checkpoint and away from it, in order."""
+    before, after = checkpoints.alias("before"), checkpoints.alias("after")
+    rows = connection.execute(
+        select(
+            alias_moves.c.name,
+            before.c.id.label("before"),
+            after.c.id.label("after"),
+            alias_moves.c.author,
+            alias_moves.c.moved_at,
+        )
+        .outerjoin(before, before.c.pk == alias_moves.c.from_pk)
+        .outerjoin(after, after.c.pk == alias_moves.c.to_pk)
+        .where(or_(alias_moves.c.from_pk == pk, alias_moves.c.to_pk == pk))
+        .order_by(alias_moves.c.pk)
+    )
+    return [
+        {
+            "name": row.name,
+            "from": row.before,
+            "to": row.after,
+            "author": row.author,
+            "moved_at": row.moved_at,
+        }
+        for row in rows
+    ]
+
+
+# --- reading it -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole record that proved itself.
+
+    Attributes:
+        checkpoint: as it was when the record was written.
+        first: as it was made.
+        complete: whether it has all that makes its rows; records of the first release hadn't.
+    """
+
+    plain: Mapping[str, Any]
+    checkpoint: Checkpoint
+    first: Checkpoint
+    run: RunRecord | None
+    files: tuple[NewFile, ...]
+    signatures: tuple[Signature, ...]
+    complete: bool
+
+
+def parse(text: str) -> Whole:
+    """Return the record of a text.
+
+    Raises:
+        DamagedError: it isn't what was written.
+    """
+    try:
+        plain = json.loads(text)
+        complete = SEALED in plain
+        if complete:
+            rest = {name: value for name, value in plain.items() if name != SEALED}
+            if digest_of(rest) != plain[SEALED]:
+                raise ValueError("its seal is of another text")
+        checkpoint = Checkpoint.from_dict(plain["checkpoint"])
+        run = None if plain["run"] is None else RunRecord.from_dict(plain["run"])
+        first = checkpoint
+        if complete:
+            metrics_ = {m["name"]: float(m["value"]) for m in plain["metrics"] if m["first"]}
+            first = replace(checkpoint, metrics=FrozenMap(metrics_))
+        first = replace(first, tags=(), aliases=(), removed_at=None)
+        if facts_of(first) != first.facts_digest:
+            raise ValueError("its facts are not those that its digest is of")
+        return Whole(
+            plain,
+            checkpoint,
+            first,
+            run,
+            tuple(
+                (printable(f["file"], "file"), _read(f["blob"]), f["index"] and _read(f["index"]),
+                 f.get("probe"))
+                for f in plain["blobs"]
+            ),
+            tuple(
+                Signature.from_json(canonical_json(s["tensors"]))
+                for s in plain.get("signatures", ())
+            ),
+            complete,
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"a checkpoint's record is damaged: {error}") from error
+
+
+def _read(plain: Mapping[str, Any]) -> Blob:
+    return Blob(digest(plain["digest"]), plain["size_bytes"], plain["name"])
+
+
+# --- rows of it -----------------------------------------------------------------------------------
+
+
+def put_back(connection: Connection, found: Whole) -> None:
+    """Make a checkpoint's rows of its record: all of them, or those that are wrong anew.
+
+    The moves of aliases, and where they point now, are made by `put_moves` when all are there.
+    """
+    plain, checkpoint = found.plain, found.checkpoint
+    model = lock_model(connection, checkpoint.model, plain["model"]["created_at"])
+    run_pk = None if found.run is None else _run_pk(connection, found.run, model.pk)
+    for signature in found.signatures:
+        _put_signature(connection, signature)
+    for _, blob, index, probe in found.files:
+        _put_blob(connection, blob, probe, plain["checkpoint"]["created_at"])
+        if index is not None:
+            _put_blob(connection, index, None, plain["checkpoint"]["created_at"])
+    values = columns_of(found.first) | {
+        "acc": checkpoint.acc,
+        "model_pk": model.pk,
+        "run_pk": run_pk,
+        "removed_at": plain["checkpoint"]["removed_at"],
+        "removed_by": plain["removed_by"],
+        "collected_at": plain["collected_at"],
+    }
+    pk = connection.scalar(select(checkpoints.c.pk).where(checkpoints.c.id == checkpoint.id))
+    if pk is None:
+        pk = connection.scalar(insert(checkpoints).values(values).returning(checkpoints.c.pk))
+    else:
+        connection.execute(update(checkpoints).where(checkpoints.c.pk == pk).values(values))
+    assert pk is not None
+    for table in (records, metrics, tags, files):
+        connection.execute(delete(table).where(table.c.checkpoint_pk == pk))
+    record = record_of(found.first)
+    connection.execute(insert(records).values(checkpoint_pk=pk, record=record, seal=seal(record)))
+    _put(
+        connection,
+        metrics,
+        [
+            {
+                "checkpoint_pk": pk,
+                **{name: m[name] for name in ("name", "value", "author", "recorded_at")},
+                "seal": metric_seal(
+                    checkpoint.id, m["name"], m["value"], m["author"], m["recorded_at"]
+                ),
+                "model_pk": model.pk,
+                "dataset": checkpoint.dataset,
+                "run_pk": run_pk,
+                "version": checkpoint.version,
+                "live": checkpoint.removed_at is None,
+            }
+            for m in plain["metrics"]
+        ],
+    )
+    _put(connection, tags, [{"checkpoint_pk": pk, **tag} for tag in plain["tags"]])
+    _put(
+        connection,
+        files,
+        [
+            {
+                "checkpoint_pk": pk,
+                "name": name,
+                "digest": blob.digest,
+                "index_digest": None if index is None else index.digest,
+            }
+            for name, blob, index, _ in found.files
+        ],
+    )
+    _count(connection, model.pk)
+
+
+def _put(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(table), rows)
+
+
+def _run_pk(connection: Connection, run: RunRecord, model_pk: int) -> int:
+    pk = connection.scalar(select(runs.c.pk).where(runs.c.id == run.id))
+    return insert_run(connection, run, model_pk) if pk is None else int(pk)
+
+
+def _put_signature(connection: Connection, signature: Signature) -> None:
+    this = signatures.c.digest == signature.digest
+    values = {
+        "tensors": signature.to_json(),
+        "tensor_count": len(signature.tensors),
+        "parameters": signature.parameters,
+        "size_bytes": weights_bytes(signature),
+    }
+    known = connection.execute(select(signatures).where(this)).one_or_none()
+    if known is None:
+        connection.execute(insert(signatures).values(digest=signature.digest, **values))
+    elif known.parameters is None:  # a later record may know parameters from buffers
+        connection.execute(update(signatures).where(this).values(values))
+
+
+def _put_blob(connection: Connection, blob: Blob, probe: str | None, at: str) -> None:
+    """Make a blob's row, unless its digest has one: that one names the bytes in use."""
+    row = connection.execute(select(blobs).where(blobs.c.digest == blob.digest)).one_or_none()
+    if row is None:
+        connection.execute(
+            insert(blobs).values(
+                digest=blob.digest, name=blob.name, size_bytes=blob.size_bytes, probe=probe,
+                created_at=at,
+            )
+        )  # fmt: skip
+    else:
+        blob_of(row)
+
+
+def _count(connection: Connection, model_pk: int) -> None:
+    """Set a model's counters to what its rows say; a counter never goes down."""
+    mine = select(checkpoints.c.version, checkpoints.c.removed_at).where(
+        checkpoints.c.model_pk == model_pk
+    )
+    rows = connection.execute(mine).all()
+    counted = connection.execute(select(models).where(models.c.pk == model_pk)).one()
+    connection.execute(
+        update(models)
+        .where(models.c.pk == model_pk)
+        .values(
+            versions=max(counted.versions, *(row.version for row in rows)),
+            live=sum(row.removed_at is None for row in rows),
+        )
+    )
+
+
+def put_model(connection: Connection, found: Whole) -> None:
+    """Let best mean what a model's newest record says, and its birth be that."""
+    facts = found.plain["model"]
+    connection.execute(
+        update(models)
+        .where(models.c.name == found.checkpoint.model)
+        .values(
+            metric=printable(facts["metric"], "metric"),
+            mode=facts["mode"],
+            created_at=facts["created_at"],
+        )
+    )
+
+
+def put_moves(connection: Connection, moves: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Make the moves of aliases, and point each where its last one went.
+
+    Args:
+        moves: (model, move), as the records have them; each may come twice, from either end.
+    """
+    model_pks = {row.name: row.pk for row in connection.execute(select(models))}
+    seen: dict[tuple[Any, ...], None] = {}
+    for model, move in moves:
+        moment(move["moved_at"])
+        key = (move["moved_at"], model, label(move["name"], "alias"), move["from"], move["to"],
+               move["author"])  # fmt: skip
+        seen.setdefault(key)
+    ids = {id for key in seen for id in (key[3], key[4]) if id is not None}
+    pks = {
+        row.id: row.pk
+        for row in connection.execute(select(checkpoints.c.id, checkpoints.c.pk))
+        if row.id in ids
+    }
+    now_at: dict[tuple[int, str], dict[str, Any]] = {}
+    for at, model, name, before, after, author in sorted(seen, key=lambda key: key[0]):
+        row = {"model_pk": model_pks[model], "name": name, "author": author, "moved_at": at}
+        connection.execute(
+            insert(alias_moves).values(from_pk=pks.get(before), to_pk=pks.get(after), **row)
+        )
+        now_at[model_pks[model], name] = row | {"checkpoint_pk": pks.get(after)}
+    _put(connection, aliases, [row for row in now_at.values() if row["checkpoint_pk"] is not None])
