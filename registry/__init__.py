@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .signature import KeyStyle, Signature, TensorSpec
     from .topology import Device, Topology
+    from .verifying import Finding, Verification
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Checkpoint",
     "Diff",
     "File",
+    "Finding",
     "GcPlan",
     "Git",
     "ImportedFile",
@@ -61,6 +63,7 @@ __all__ = [
     "Provenance",
     "RunRecord",
     "RunRef",
+    "Verification",
     # what it saw
     "Device",
     "KeyStyle",
@@ -88,6 +91,8 @@ _HOMES = {
     "Registry": "registry",
     "Diff": "diffing",
     "GcPlan": "collecting",
+    "Finding": "verifying",
+    "Verification": "verifying",
     "ImportedFile": "importing",
     "ImportResult": "importing",
     "PendingSave": "pending",

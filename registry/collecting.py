@@ -128,10 +128,17 @@ def plan(store: BlobStore, upkeep: Upkeep, grace: timedelta) -> GcPlan:
 
 
 def _check_database(store: BlobStore, upkeep: Upkeep) -> None:
-    """Refuse a database that is older than the records: what it doesn't know would look unneeded.
+    """Refuse a database that is damaged, or older than the records.
+
+    What it doesn't know would look unneeded.
 
     Rows are asked for after the records were listed, and a row comes before its record.
     """
+    wrong = upkeep.integrity()  # a damaged reference would make what is needed look unneeded
+    if wrong:
+        raise DamagedError(
+            f"the database is damaged: {wrong[0]}. Nothing was removed", hint="see: ckreg verify"
+        )
     lost = upkeep.unknown(store.records())
     if lost:
         raise DamagedError(
@@ -154,12 +161,14 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
         named = upkeep.blobs_in(shard)
         there = {file.name for file in files}
         rows += len(named)
-        missing += sum(n not in there and not store.holds(b) for n, b in named.items())
+        gone = {b.digest for n, b in named.items() if n not in there and not store.holds(b)}
+        missing += len(gone)
         for file in files:
             blob = file.blob
             if blob is None or file.name in named:
                 continue
-            if file.modified_at < before.timestamp():
+            # Where a row's own file is missing, another one with its digest may be all there is
+            if file.modified_at < before.timestamp() and blob.digest not in gone:
                 found.append(blob)
             else:
                 young += 1

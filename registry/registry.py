@@ -33,6 +33,7 @@ from . import (
     refs,
     saves,
     surroundings,
+    verifying,
 )
 from . import where as where_
 from .blobs import BlobStore
@@ -62,6 +63,7 @@ from .values import (
     optional_text,
     size_bytes,
 )
+from .verifying import Verification
 
 if TYPE_CHECKING:
     import torch
@@ -1031,6 +1033,20 @@ class Registry:
         return self._database().upgrade()
 
     # --- keeping -----------------------------------------------------------------------------
+
+    def verify(self, ref: Ref | None = None, *, progress: Progress | None = None) -> Verification:
+        """Read every byte, row and record of the registry, or of one checkpoint, and compare them.
+
+        It changes nothing. What is wrong is in the result, each with the way to mend it.
+
+        Raises:
+            NotFoundError, AmbiguousError: the ref names none, or several.
+            DamagedError: the database can't be opened at all.
+        """
+        one = None if ref is None else self._resolve(ref, include_removed=True)
+        store, catalog = self._parts()
+        upkeep = Upkeep(self._database())
+        return verifying.verify(store, catalog, upkeep, one, progress=progress)
 
     def gc(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Engine, Text, create_engine, func
+from sqlalchemy import ColumnElement, Connection, Engine, Text, create_engine, func
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -149,6 +149,17 @@ def unfinished(path: Path) -> Path | None:
         except OSError:
             continue
     return None
+
+
+def integrity(connection: Connection) -> list[str]:
+    """Return what SQLite finds wrong with the whole database, a hundred things at most."""
+    found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(100)")]
+    said = [text for text in found if text != "ok"]
+    for table, key, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(
+        100 - len(said)
+    ):
+        said.append(f"the row {key} of {table} refers to a row of {parent} that isn't there")
+    return said
 
 
 # --- SQL ------------------------------------------------------------------------------------------

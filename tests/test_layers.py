@@ -28,7 +28,7 @@ LAYERS = (
     "schema",
     "catalog",
     "commits opening",
-    "collecting",
+    "collecting verifying",
     "loads saves diffs",
     "runs pulls exports",
     "incoming",

@@ -16,7 +16,7 @@ from .folders import Place
 from .listing import StoredFile
 from .local import LocalStore
 from .marker import SHARDS
-from .ranges import Index, Range
+from .ranges import Index, Range, read_through
 from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
 from .staging import Staged
 
@@ -33,6 +33,7 @@ __all__ = [
     "Place",
     "Index",
     "Range",
+    "read_through",
     "Progress",
     "Total",
 ]
@@ -165,6 +166,14 @@ class BlobStore(Protocol):
 
     def files(self, shard: str) -> list[StoredFile]:
         """Return what lies in one of the folders of blobs/, by name."""
+        ...
+
+    def strays(self) -> list[StoredFile]:
+        """Return what lies beside those folders."""
+        ...
+
+    def lacking(self) -> list[str]:
+        """Return which of those folders aren't there."""
         ...
 
     def leftovers(self) -> list[StoredFile]:

@@ -433,6 +433,14 @@ class LocalStore:
         """Return what lies in one of the folders of blobs/, by name."""
         return listing.shard(self.root, shard)
 
+    def strays(self) -> list[StoredFile]:
+        """Return what lies in blobs/ itself beside its 256 folders."""
+        return listing.strays(self.root)
+
+    def lacking(self) -> list[str]:
+        """Return which of the 256 folders aren't there."""
+        return listing.lacking(self.root)
+
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""
         return listing.leftovers(self.root)

@@ -20,7 +20,7 @@ from typing import Final
 from ..errors import DamagedError
 from ..values import FORMAT, Digest, canonical_json, count, digest
 from .hashing import WORTH_THREADS, digest_in, hasher
-from .reading import STEP, FileBytes
+from .reading import STEP, FileBytes, Progress
 
 MAX_INDEX_BYTES: Final = 64 << 20
 """The longest index that is parsed: some 700,000 ranges."""
@@ -256,3 +256,39 @@ def verify(
                 f"digest {found}, and were stored with {part.digest}"
             )
     return sum(part.size for part in parts)
+
+
+def read_through(
+    index: Index | None, file: FileBytes, *, progress: Progress | None = None
+) -> tuple[Digest, tuple[Range, ...]]:
+    """Return the digest of a whole file, and the ranges of its index that differ; read once.
+
+    By plain reads and not a mapping, where a failing disk would end the process.
+
+    Raises:
+        DamagedError: the file is shorter than it was.
+    """
+    parts = () if index is None else index.ranges
+    whole, few, many = hasher(file.size), hasher(0), hasher(file.size)
+    wrong: list[Range] = []
+    at = turn = 0
+    part = few
+    while at < file.size:
+        data = memoryview(file.pread(at, min(STEP, file.size - at)))
+        whole.update(data)
+        end = at + len(data)
+        while turn < len(parts):
+            this = parts[turn]
+            if this.offset >= at:
+                part = many if this.size >= WORTH_THREADS else few
+                part.reset()
+            part.update(data[max(this.offset, at) - at : min(this.end, end) - at])
+            if this.end > end:
+                break
+            if digest_in(part) != this.digest:
+                wrong.append(this)
+            turn += 1
+        at = end
+        if progress is not None:
+            progress(at, file.size)
+    return digest_in(whole), tuple(wrong)

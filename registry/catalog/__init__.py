@@ -9,17 +9,24 @@ registry/sqlite.py. Knows no files and no torch.
 
 from .adding import Added, Draft
 from .changing import AliasMove, Recorded
+from .checking import Checked, Wrong
 from .collecting import Removed, portions
 from .facade import Catalog
 from .finding import Page, Query
 from .scopes import ANY, AnyDataset, Dataset
 from .settling import Gone
 from .upkeep import Upkeep
+from .wholes import Whole
+from .wholes import parse as parse_whole
 
 __all__ = [
     "Catalog",
     "Upkeep",
     "Removed",
+    "Checked",
+    "Wrong",
+    "Whole",
+    "parse_whole",
     "portions",
     "Draft",
     "Added",

@@ -11,7 +11,8 @@ from ..errors import ConflictError
 from ..schema import Database
 from ..tables import settings
 from ..values import CheckpointId, Digest
-from . import collecting
+from . import checking, collecting
+from .checking import Checked, Wrong
 from .collecting import Removed
 
 _STORE = "store"
@@ -61,6 +62,38 @@ class Upkeep:
                 if there is None:
                     connection.execute(insert(settings).values(name=_STORE, value=store))
         self.check(store)
+
+    # --- verify ------------------------------------------------------------------------------
+
+    def integrity(self) -> list[str]:
+        """Return what the database itself finds wrong with it, in words."""
+        with self._database.read() as connection:
+            return checking.integrity(connection)
+
+    def page(self, *, after: int = 0, size: int = 50) -> list[Checked]:
+        """Return the next checkpoints by key, removed ones too, their rows checked."""
+        with self._database.read() as connection:
+            return checking.page(connection, after, size)
+
+    def one(self, id: CheckpointId) -> Checked:
+        """Return a checkpoint that is there, its rows checked."""
+        with self._database.read() as connection:
+            return checking.one(connection, id)
+
+    def rest(self) -> list[Wrong]:
+        """Return what is wrong with models, runs, signatures, blobs and aliases."""
+        with self._database.read() as connection:
+            return list(checking.rest(connection))
+
+    def indexes_in(self, shard: str) -> dict[Digest, Blob]:
+        """Return the blobs of indexes, by the digest of the file that each is of."""
+        with self._database.read() as connection:
+            return checking.indexes_in(connection, shard)
+
+    def refs_of(self, digest: Digest) -> list[str]:
+        """Return the checkpoints that need some bytes, removed ones too."""
+        with self._database.read() as connection:
+            return checking.refs_of(connection, digest)
 
     # --- gc ----------------------------------------------------------------------------------
 
