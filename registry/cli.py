@@ -21,7 +21,7 @@ from typing import Final, NoReturn, TextIO
 import click
 
 from . import __version__
-from .commands import files, looking, marking, place, shell
+from .commands import files, keeping, looking, marking, place, shell
 from .commands.session import Session, registry_option
 from .errors import CkregError, CkregWarning
 from .formatting import visible
@@ -102,7 +102,7 @@ for _command in (
     place.init, files.push, files.import_, files.pull, files.export,
     looking.list_, looking.models, looking.best, looking.show, looking.plan, looking.diff,
     marking.record, marking.monitor, marking.tag, marking.alias, marking.rm, marking.restore,
-    place.migrate, place.info, shell.demo, shell.completion,
+    keeping.verify, keeping.gc, place.migrate, place.info, shell.demo, shell.completion,
 ):  # fmt: skip
     ckreg.add_command(_command)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .drafting import Given
     from .importing import ImportedFile, ImportResult
     from .schema import Upgrade
+    from .verifying import Finding, Verification
 
 Form = Literal["table", "tabs", "json", "refs"]
 
@@ -131,6 +132,18 @@ IMPORTED_COLUMNS: Final = (
     Column("METRICS", lambda f: _metrics(f) or "-", _metrics, gives=True),
     Column("SIZE", lambda f: size(f.size_bytes), lambda f: f.size_bytes, right=True),
 )
+
+FINDING_COLUMNS: Final = (
+    Column("KIND", lambda f: f.kind, lambda f: f.kind),
+    Column("IS", lambda f: _grade(f), lambda f: _grade(f)),
+    Column("WHERE", lambda f: f.where, lambda f: f.where),
+    Column("WHAT", lambda f: f.what, lambda f: f.what),
+    Column("MEND", lambda f: f.mend, lambda f: f.mend),
+)
+
+
+def _grade(finding: Finding) -> str:
+    return "damage" if finding.damage else "remark"
 
 
 def _metric_columns(sort: str) -> list[Column]:
@@ -271,6 +284,14 @@ class Output:
         )
         if done.added and not done.dry_run:
             self.registry(location)
+
+    def findings(self, page: Page, found: Verification) -> None:
+        """Print what verify found: a page, a line a finding, or one JSON document."""
+        if self._form == "tabs":
+            self._rows(found.findings, FINDING_COLUMNS, lambda f: f.where)
+            self.note(f"{page.title}  {page.summary}")
+        else:
+            self.page(page, found.to_dict())
 
     def path(self, path: Path | str, facts: Mapping[str, object] | None = None) -> None:
         """Print a path, whole: it is there to be pasted or piped."""

@@ -7,15 +7,20 @@ a value. Pure: records in, text out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import keys
 from .formatting import clock, count, listed, number, pad, size, visible, width
 from .records import Checkpoint
 from .signature import Signature
 from .topology import Device, Topology
+
+if TYPE_CHECKING:
+    from .blobs import Blob, StoredFile
+    from .collecting import GcPlan
+    from .verifying import Finding, Verification
 
 Row = tuple[str, str]
 
@@ -145,6 +150,60 @@ def info(found: Mapping[str, Any]) -> Page:
             ),
         ),
     )
+
+
+def verification(found: Verification, title: str) -> Page:
+    """Return what verify saw: the counts, and each finding with the way to mend it."""
+    read = f"{count(found.files, 'file')}, {size(found.bytes_read)} read"
+    bad = sum(f.damage for f in found.findings)
+    state = "whole" if found.ok else f"DAMAGED: {count(bad, 'finding')}"
+    return Page(
+        title,
+        f"{state} · {count(found.checked, 'checkpoint')} · {read}",
+        tuple(
+            (
+                heading,
+                tuple(row for f in found.findings if f.damage == damage for row in _finding(f)),
+            )
+            for heading, damage in (("damage", True), ("remarks", False))
+        ),
+    )
+
+
+def _finding(found: Finding) -> tuple[Row, ...]:
+    return ((found.kind, found.what), ("", found.where), ("", f"mend: {found.mend}"))
+
+
+def collection(plan: GcPlan) -> Page:
+    """Return what gc takes, or took."""
+    verb = "freed" if plan.done else "to free"
+    return Page(
+        f"{size(plan.size_bytes)} {verb}" if plan else "nothing to free",
+        "",
+        (
+            (
+                "goes" if not plan.done else "went",
+                _known(
+                    ("checkpoints", listed([one.ref for one in plan.checkpoints], _MOST)),
+                    ("blobs", _amount(plan.blobs)),
+                    ("without a row", _amount(plan.orphans)),
+                    ("temporary", _amount(plan.leftovers)),
+                ),
+            ),
+            ("stays", _known(("for now", _spared(plan)))),
+        ),
+    )
+
+
+def _amount(found: Sequence[Blob | StoredFile]) -> str | None:
+    bytes_ = size(sum(file.size_bytes for file in found))
+    return f"{count(len(found), 'file')}, {bytes_}" if found else None
+
+
+def _spared(plan: GcPlan) -> str | None:
+    if not plan.spared:
+        return None
+    return f"{plan.spared:,} removed or without a row for less than the grace of {plan.grace}"
 
 
 def _summary(ckpt: Checkpoint) -> str:
