@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .planning import LoadPlan
     from .records import Checkpoint, File, Git, Model, Provenance, RunRecord, RunRef
     from .registry import Registry
+    from .repairing import Rebuilt, Repaired
     from .runs import Run
     from .signature import KeyStyle, Signature, TensorSpec
     from .topology import Device, Topology
@@ -61,6 +62,8 @@ __all__ = [
     "Model",
     "PendingSave",
     "Provenance",
+    "Rebuilt",
+    "Repaired",
     "RunRecord",
     "RunRef",
     "Verification",
@@ -91,6 +94,7 @@ _HOMES = {
     "Registry": "registry",
     "Diff": "diffing",
     "GcPlan": "collecting",
+    **dict.fromkeys(("Rebuilt", "Repaired"), "repairing"),
     "Finding": "verifying",
     "Verification": "verifying",
     "ImportedFile": "importing",

@@ -20,6 +20,7 @@ from .topology import Device, Topology
 if TYPE_CHECKING:
     from .blobs import Blob, StoredFile
     from .collecting import GcPlan
+    from .repairing import Rebuilt, Repaired
     from .verifying import Finding, Verification
 
 Row = tuple[str, str]
@@ -172,6 +173,39 @@ def verification(found: Verification, title: str) -> Page:
 
 def _finding(found: Finding) -> tuple[Row, ...]:
     return ((found.kind, found.what), ("", found.where), ("", f"mend: {found.mend}"))
+
+
+def repaired(done: Repaired, title: str) -> Page:
+    """Return what repair did, and what is left to do."""
+    return Page(
+        title,
+        f"{count(len(done.done), 'finding')} mended, {len(done.left):,} left",
+        (
+            (
+                "mended",
+                tuple(row for f, text in done.done for row in (*_finding(f)[:2], ("", text))),
+            ),
+            ("left", tuple(row for f in done.left for row in _finding(f))),
+        ),
+    )
+
+
+def rebuilt(done: Rebuilt) -> Page:
+    """Return what a database made anew holds, and what is not in it."""
+    return Page(
+        str(done.path),
+        f"{count(done.checkpoints, 'checkpoint')}" + (" · in use" if done.replaced else ""),
+        (
+            ("the one before", _known(("kept at", done.kept))),
+            (
+                "not in it",
+                (
+                    *((id, "its record doesn't prove itself") for id in done.unusable),
+                    *(("lost", text) for text in done.remarks),
+                ),
+            ),
+        ),
+    )
 
 
 def collection(plan: GcPlan) -> Page:

@@ -31,6 +31,7 @@ from . import (
     pulls,
     pushes,
     refs,
+    repairing,
     saves,
     surroundings,
     verifying,
@@ -48,6 +49,7 @@ from .opening import opened
 from .pending import PendingSave, Queue
 from .planning import LoadPlan
 from .records import Checkpoint, Mode, Model
+from .repairing import Rebuilt, Repaired
 from .runs import Lineage, Run, continued, monitored, new_run, of_dataset, run_id
 from .schema import Database, Upgrade
 from .signature import Signature
@@ -1047,6 +1049,44 @@ class Registry:
         store, catalog = self._parts()
         upkeep = Upkeep(self._database())
         return verifying.verify(store, catalog, upkeep, one, progress=progress)
+
+    def repair(self, found: Verification) -> Repaired:
+        """Mend what `verify` found, as far as something whole tells how. Nothing is deleted.
+
+        Damaged and foreign files go to quarantine/, so that a push of the same file takes their
+        place; records are written of rows that prove themselves, rows of records that do.
+
+        Raises:
+            NotFoundError, ConflictError: the store's marker is missing, or another store's.
+            NotWritableError, BusyError: it can't be done.
+        """
+        store, catalog = self._for_writing()
+        return repairing.repair(store, catalog, Upkeep(self._database()), found)
+
+    @classmethod
+    def rebuild(
+        cls, location_: str | os.PathLike[str] | None = None, *, replace: bool = False
+    ) -> Rebuilt:
+        """Make a database of the records alone, beside the one in use: registry.db.rebuilt.
+
+        Versions, metrics, tags, aliases and their moves, runs and tombstones come back, and what
+        best means for a model that has a checkpoint. It works where the database is lost.
+
+        Args:
+            replace: put it in the place of the one in use, which is kept beside it.
+
+        Raises:
+            ConflictError: one was made before; or the database in use has more than the records.
+            DamagedError: the records contradict each other.
+        """
+        place = (
+            location.find()
+            if location_ is None
+            else location.Location(location.absolute(location_))
+        )
+        store = LocalStore.open(place.folder)
+        database = Database(place.folder / location.DATABASE)
+        return repairing.rebuild(store, database, replace=replace)
 
     def gc(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -368,6 +368,29 @@ class Database:
                 hint="pip install -U ckreg",
             )
         return revision
+
+    def replace(self, fresh: Path, unchanged: Callable[[], None]) -> Path | None:
+        """Put another database in this one's place, and return where the old one is kept.
+
+        Args:
+            fresh: beside it, closed.
+            unchanged: called while writers wait; what it raises leaves everything as it was.
+        """
+        with self._exclusive():
+            unchanged()
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            kept = self.path.with_name(f"{self.path.name}.replaced-{stamp}")
+            there = self.path.exists()
+            if there:
+                os.link(self.path, kept)
+            # With the old one: beside another database it would be rolled back into that.
+            journal = self.path.with_name(f"{self.path.name}-journal")
+            if journal.exists():
+                journal.rename(kept.with_name(f"{kept.name}-journal"))
+            fresh.replace(self.path)
+            fresh.with_name(f"{fresh.name}-journal").unlink(missing_ok=True)
+            _sync(self.path.parent)
+        return kept if there else None
 
     # --- migrations --------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ LAYERS = (
     "catalog",
     "commits opening",
     "collecting verifying",
+    "repairing",
     "loads saves diffs",
     "runs pulls exports",
     "incoming",

@@ -176,6 +176,14 @@ class BlobStore(Protocol):
         """Return which of those folders aren't there."""
         ...
 
+    def protect(self, name: str) -> None:
+        """Take a blob's write permissions away."""
+        ...
+
+    def set_aside(self, *below: str) -> Path:
+        """Move what lies in the store to where nothing looks, and return its new place."""
+        ...
+
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""
         ...

@@ -3,6 +3,7 @@
     store.json                    the marker: id, format (marker.py)
     blobs/ab/cdef….1f2e3d4c       mode 0444, never written after its rename, only unlinked
     records/ab/<id>.json          a checkpoint's whole record, replaced atomically
+    quarantine/                   what repair set aside; nothing ever looks there
     tmp/<uuid>                    being written, locked by the writer; kept-<uuid> is never swept
 
 Law: what has its final name is whole and on the medium. Must not know who refers to a blob.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -440,6 +442,37 @@ class LocalStore:
     def lacking(self) -> list[str]:
         """Return which of the 256 folders aren't there."""
         return listing.lacking(self.root)
+
+    def protect(self, name: str) -> None:
+        """Take a blob's write permissions away."""
+        shard, _, file = name.partition("/")
+        with folder(self.root, "blobs", shard) as dir_fd, translated("protect", self.root / name):
+            os.chmod(file, 0o444, dir_fd=dir_fd)
+
+    def set_aside(self, *below: str) -> Path:
+        """Move what lies in the store to quarantine/, under a name that was never used.
+
+        Args:
+            below: its names below the store's folder: `blobs`, `ab`, `cdef…`.
+
+        Raises:
+            NotFoundError: it isn't there.
+            NotWritableError: it can't be moved.
+        """
+        *above, name = below
+        place = self.root / "quarantine"
+        with translated("make the folder", place):
+            place.mkdir(mode=0o700, exist_ok=True)
+        kept = f"{'-'.join(below)}-{secrets.token_hex(4)}"
+        with (
+            folder(self.root, *above) as source,
+            folder(self.root, "quarantine") as target,
+            translated("set aside", self.root.joinpath(*below)),
+        ):
+            os.rename(name, kept, src_dir_fd=source, dst_dir_fd=target)
+            sync_folder(target)
+            sync_folder(source)
+        return place / kept
 
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""

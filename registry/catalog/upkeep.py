@@ -9,11 +9,12 @@ from sqlalchemy import insert, select
 from ..blobs import Blob
 from ..errors import ConflictError
 from ..schema import Database
-from ..tables import settings
+from ..tables import checkpoints, settings
 from ..values import CheckpointId, Digest
-from . import checking, collecting
+from . import checking, collecting, wholes
 from .checking import Checked, Wrong
 from .collecting import Removed
+from .wholes import Whole
 
 _STORE = "store"
 
@@ -95,6 +96,11 @@ class Upkeep:
         with self._database.read() as connection:
             return checking.refs_of(connection, digest)
 
+    def ids(self) -> list[CheckpointId]:
+        """Return the ids of all checkpoints, removed ones too."""
+        with self._database.read() as connection:
+            return [CheckpointId(id) for id in connection.scalars(select(checkpoints.c.id))]
+
     # --- gc ----------------------------------------------------------------------------------
 
     def removed(self) -> list[Removed]:
@@ -133,3 +139,34 @@ class Upkeep:
         """Drop the files that no row names while nobody can commit one; return them."""
         with self._database.write() as connection:
             return collecting.drop_orphans(connection, found, drop)
+
+    # --- repair ------------------------------------------------------------------------------
+
+    def put_back(self, found: Sequence[Whole]) -> None:
+        """Make the rows of checkpoints of their records: new ones, or wrong ones anew.
+
+        Raises:
+            ConflictError: a run of a record's name is another one here.
+        """
+        with self._database.write() as connection:
+            for one in found:
+                wholes.put_back(connection, one)
+
+    def put_moves(self, found: Sequence[Whole], *, models: bool = False) -> None:
+        """Make the moves of aliases that records tell of, once all their checkpoints are there.
+
+        Args:
+            models: and let best mean what each model's newest record says.
+        """
+        newest: dict[str, Whole] = {}
+        for one in found:
+            other = newest.get(one.checkpoint.model)
+            if other is None or other.checkpoint.version < one.checkpoint.version:
+                newest[one.checkpoint.model] = one
+        with self._database.write() as connection:
+            for one in newest.values() if models else ():
+                wholes.put_model(connection, one)
+            wholes.put_moves(
+                connection,
+                [(one.checkpoint.model, move) for one in found for move in one.plain["moves"]],
+            )

@@ -39,6 +39,7 @@ from .rows import (
     metric_seal,
     moment,
     record_of,
+    run_columns,
     run_of,
     seal,
     weights_bytes,
@@ -317,8 +318,20 @@ def _put(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) 
 
 
 def _run_pk(connection: Connection, run: RunRecord, model_pk: int) -> int:
-    pk = connection.scalar(select(runs.c.pk).where(runs.c.id == run.id))
-    return insert_run(connection, run, model_pk) if pk is None else int(pk)
+    """Return the key of a run's row, made of the record where there is none that is whole."""
+    row = connection.execute(
+        select(runs, models.c.name.label("model"))
+        .join(models, models.c.pk == runs.c.model_pk)
+        .where(runs.c.id == run.id)
+    ).one_or_none()
+    if row is None:
+        return insert_run(connection, run, model_pk)
+    try:
+        run_of(row)
+    except DamagedError:
+        values = run_columns(run) | {"model_pk": model_pk}
+        connection.execute(update(runs).where(runs.c.pk == row.pk).values(values))
+    return int(row.pk)
 
 
 def _put_signature(connection: Connection, signature: Signature) -> None:
@@ -332,22 +345,33 @@ def _put_signature(connection: Connection, signature: Signature) -> None:
     known = connection.execute(select(signatures).where(this)).one_or_none()
     if known is None:
         connection.execute(insert(signatures).values(digest=signature.digest, **values))
-    elif known.parameters is None:  # a later record may know parameters from buffers
+    # A later record may tell parameters from buffers; or the row may be damaged
+    elif known.parameters is None or _digest_in(known.tensors) != signature.digest:
         connection.execute(update(signatures).where(this).values(values))
 
 
+def _digest_in(tensors: str) -> str | None:
+    """Return the digest of the signature that a row's text holds, or None for none."""
+    try:
+        return Signature.from_json(tensors).digest
+    except (ValueError, TypeError):
+        return None
+
+
 def _put_blob(connection: Connection, blob: Blob, probe: str | None, at: str) -> None:
-    """Make a blob's row, unless its digest has one: that one names the bytes in use."""
-    row = connection.execute(select(blobs).where(blobs.c.digest == blob.digest)).one_or_none()
+    """Make a blob's row, unless its digest has one that is whole: that names the bytes in use."""
+    this = blobs.c.digest == blob.digest
+    row = connection.execute(select(blobs).where(this)).one_or_none()
+    values = {"name": blob.name, "size_bytes": blob.size_bytes, "probe": probe}
     if row is None:
-        connection.execute(
-            insert(blobs).values(
-                digest=blob.digest, name=blob.name, size_bytes=blob.size_bytes, probe=probe,
-                created_at=at,
-            )
-        )  # fmt: skip
-    else:
-        blob_of(row)
+        connection.execute(insert(blobs).values(digest=blob.digest, created_at=at, **values))
+        return
+    try:
+        whole = blob_of(row).size_bytes == blob.size_bytes
+    except DamagedError:
+        whole = False
+    if not whole:
+        connection.execute(update(blobs).where(this).values(values))
 
 
 def _count(connection: Connection, model_pk: int) -> None:
@@ -382,29 +406,48 @@ def put_model(connection: Connection, found: Whole) -> None:
 
 
 def put_moves(connection: Connection, moves: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Make the moves of aliases, and point each where its last one went.
+    """Make the moves of aliases that aren't there yet, and point each where its last one went.
 
     Args:
         moves: (model, move), as the records have them; each may come twice, from either end.
     """
     model_pks = {row.name: row.pk for row in connection.execute(select(models))}
-    seen: dict[tuple[Any, ...], None] = {}
-    for model, move in moves:
+    touched: set[tuple[int, str]] = set()
+    for model, move in sorted(moves, key=lambda pair: str(pair[1]["moved_at"])):
         moment(move["moved_at"])
-        key = (move["moved_at"], model, label(move["name"], "alias"), move["from"], move["to"],
-               move["author"])  # fmt: skip
-        seen.setdefault(key)
-    ids = {id for key in seen for id in (key[3], key[4]) if id is not None}
-    pks = {
-        row.id: row.pk
-        for row in connection.execute(select(checkpoints.c.id, checkpoints.c.pk))
-        if row.id in ids
-    }
-    now_at: dict[tuple[int, str], dict[str, Any]] = {}
-    for at, model, name, before, after, author in sorted(seen, key=lambda key: key[0]):
-        row = {"model_pk": model_pks[model], "name": name, "author": author, "moved_at": at}
+        this = {"model_pk": model_pks[model], "name": label(move["name"], "alias"),
+                "moved_at": move["moved_at"]}  # fmt: skip
+        touched.add((this["model_pk"], this["name"]))
+        known = [alias_moves.c[name] == value for name, value in this.items()]
+        if connection.scalar(select(alias_moves.c.pk).where(*known)) is None:
+            ends = {side: _pk_of(connection, move[side]) for side in ("from", "to")}
+            connection.execute(
+                insert(alias_moves).values(
+                    from_pk=ends["from"], to_pk=ends["to"], author=move["author"], **this
+                )
+            )
+    for model_pk, name in sorted(touched):
+        last = connection.execute(
+            select(alias_moves)
+            .where(alias_moves.c.model_pk == model_pk, alias_moves.c.name == name)
+            .order_by(alias_moves.c.moved_at.desc(), alias_moves.c.pk.desc())
+            .limit(1)
+        ).one()
         connection.execute(
-            insert(alias_moves).values(from_pk=pks.get(before), to_pk=pks.get(after), **row)
+            delete(aliases).where(aliases.c.model_pk == model_pk, aliases.c.name == name)
         )
-        now_at[model_pks[model], name] = row | {"checkpoint_pk": pks.get(after)}
-    _put(connection, aliases, [row for row in now_at.values() if row["checkpoint_pk"] is not None])
+        if last.to_pk is not None:
+            connection.execute(
+                insert(aliases).values(
+                    model_pk=model_pk, name=name, checkpoint_pk=last.to_pk, author=last.author,
+                    moved_at=last.moved_at,
+                )
+            )  # fmt: skip
+
+
+def _pk_of(connection: Connection, id: str | None) -> int | None:
+    return (
+        None
+        if id is None
+        else connection.scalar(select(checkpoints.c.pk).where(checkpoints.c.id == id))
+    )

@@ -19,27 +19,68 @@ _DAMAGED = 6
 
 @click.command()
 @click.argument("ref", metavar="REF", required=False, shell_complete=complete_ref)
+@click.option("--repair", is_flag=True, help="Mend what can be mended; nothing is deleted.")
+@click.option("--rebuild", is_flag=True, help="Make the database anew, of the records alone.")
+@click.option("--yes", is_flag=True, help="Don't ask; needed where there is no terminal.")
 @json_option
 @registry_option
 @takes_session
 @click.pass_context
-def verify(context: click.Context, session: Session, ref: str | None) -> None:
+def verify(
+    context: click.Context,
+    session: Session,
+    ref: str | None,
+    *,
+    repair: bool,
+    rebuild: bool,
+    yes: bool,
+) -> None:
     """Read every byte, row and record, and say what is wrong.
 
-    Of all checkpoints, or of REF alone. Nothing is changed. Exits with 6 when something is damaged
-    or missing, and with 0 when there are only remarks.
+    Of all checkpoints, or of REF alone. Nothing is changed unless --repair or --rebuild is given.
+    Exits with 6 when something is damaged or missing, and with 0 when there are only remarks.
 
     \b
     Example:
       ckreg verify resnet50@best
     """
+    if rebuild and (repair or ref is not None):
+        raise click.UsageError("--rebuild is of the whole database, and stands alone")
+    if yes and not (repair or rebuild):
+        raise click.UsageError("--yes answers what --repair and --rebuild ask")
+    if rebuild:
+        _rebuild(session, yes=yes)
+        return
     out = session.out
     with session.open() as reg:
         with out.progress(f"verify {ref or reg.location}") as progress:
             found = reg.verify(ref, progress=progress)
-        out.findings(pages.verification(found, ref or reg.location), found)
-    if not found.ok:
+        page = pages.verification(found, ref or reg.location)
+        if not (repair and found.findings):
+            out.findings(page, found)
+            ok = found.ok
+        else:
+            if not yes:
+                out.note(page.render().rstrip("\n"))
+            if not session.confirm(f"mend what can be mended in {reg.location}?", yes=yes):
+                raise click.Abort
+            done = reg.repair(found)
+            out.page(pages.repaired(done, reg.location), done.to_dict())
+            out.registry(reg.location)
+            ok = done.ok
+    if not ok:
         context.exit(_DAMAGED)
+
+
+def _rebuild(session: Session, *, yes: bool) -> None:
+    from ..registry import Registry
+
+    question = (
+        "put a database made of the records alone in the place of the one in use, which is kept?"
+    )
+    replace = session.confirm(question, yes=yes)
+    done = Registry.rebuild(session.location, replace=replace)
+    session.out.page(pages.rebuilt(done), done.to_dict())
 
 
 @click.command()
