@@ -102,6 +102,7 @@ def imported(*words: str, registry: str) -> set[str]:
         "pull net -o {tmp}/out.pt", "push {tmp}/w.pt", "record net loss=0.5",
         "rm net@v2 --yes --force",
         "import {tmp} --model net",
+        "verify", "verify --repair --yes", "gc --yes",
     ],
 )  # fmt: skip
 def test_a_command_that_needs_no_torch_imports_neither_torch_nor_alembic(
@@ -137,9 +138,10 @@ def test_the_public_names_are_these() -> None:
     import registry
 
     assert sorted(registry.__all__) == sorted([
-        "Registry", "Run", "Checkpoint", "Diff", "File", "Git", "ImportedFile", "ImportResult",
-        "LoadPlan", "LoadResult", "Model", "PendingSave", "Provenance", "RunRecord", "RunRef",
-        "Device", "KeyStyle", "Signature", "TensorSpec",
+        "Registry", "Run", "Checkpoint", "Diff", "File", "Finding", "GcPlan", "Git",
+        "ImportedFile", "ImportResult", "LoadPlan", "LoadResult", "Model", "PendingSave",
+        "Rebuilt", "Repaired", "Verification", "Provenance", "RunRecord", "RunRef", "Device",
+        "KeyStyle", "Signature", "TensorSpec",
         "Topology", "CkregError", "CkregWarning", "AmbiguousError", "BusyError", "ConflictError",
         "ContainerError", "DamagedError", "NoSpaceError", "NotFoundError", "NotWritableError",
         "RefusedLoadError", "RemoteError", "SchemaVersionError", "UntrustedError",
