@@ -56,6 +56,15 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
+@contextmanager
+def as_nobody_in(place: Path) -> Iterator[None]:
+    """Run a block without root's rights, in a folder that is then nobody's."""
+    if os.geteuid() == 0:
+        os.chown(place, 65534, 65534)
+    with as_nobody():
+        yield
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore.create(tmp_path / "registry")
@@ -548,6 +557,16 @@ def test_the_first_stage_sweeps_by_itself(store: LocalStore) -> None:
     left.write_bytes(b"left by a killed writer")
     store.put_bytes(b"x")
     assert not left.exists()
+
+
+def test_what_was_protected_and_then_killed_is_swept_by_its_owner_too() -> None:
+    with tempfile.TemporaryDirectory() as place, as_nobody_in(Path(place)):
+        store = LocalStore.create(Path(place, "registry"))
+        left = store.root / "tmp" / "0b9a7c1e-7f0e-4c3f-8a53-0f4a35f0a2b1"
+        left.write_bytes(b"killed between fchmod and rename")
+        left.chmod(0o444)
+        assert store.sweep() == 1
+        assert not left.exists()
 
 
 def test_a_sweep_takes_only_names_that_a_writer_makes(store: LocalStore) -> None:

@@ -292,3 +292,23 @@ def test_a_failure_at_any_step_of_a_pull_leaves_what_was_there_or_the_whole_file
         if len(made) <= which:
             break
     assert which > 10
+
+
+def test_what_a_killed_pull_left_goes_with_the_next_and_a_living_ones_stays(
+    store: LocalStore, blob: Blob, out: Path
+) -> None:
+    (out / ".ckreg-0123456789abcdef.part").write_bytes(b"left by a killed pull")
+    (out / ".ckreg-0123456789abcde0.part" / "inner").mkdir(parents=True)
+    (out / ".ckreg-mine.part").write_bytes(b"no pull's name")
+    with (
+        staging.Staged(out, name=".ckreg-fedcba9876543210.part"),
+        staging.folder_beside(out) as ours,
+    ):
+        assert sorted(os.listdir(out)) == sorted(
+            [".ckreg-fedcba9876543210.part", ".ckreg-mine.part", ours.name]
+        )
+        store.pull(blob, out / "model.pt")
+        store.pull_folder({"a/b.pt": blob}, out / "folder")
+        assert ".ckreg-fedcba9876543210.part" in os.listdir(out)
+        assert ours.name in os.listdir(out)
+    assert sorted(os.listdir(out)) == [".ckreg-mine.part", "folder", "model.pt"]

@@ -14,13 +14,13 @@ import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConflictError
 from .disk import check_space, folder, kind_of, sync_folder, translate, translated
 from .pulling import check_parent
-from .staging import Staged
+from .staging import Staged, folder_beside
 
 Place = Callable[[str, Callable[[Staged], None]], None]
 """Writes a file into the new folder: its relative POSIX path, and what fills it."""
@@ -51,7 +51,7 @@ def produce_folder(
     check_parent(dest, keep_out)
     before = _check_free(dest, replaceable)
     check_space(dest.parent, expect_bytes)
-    with _temporary(dest.parent) as made:
+    with folder_beside(dest.parent) as made:
 
         def place(name: str, write: Callable[[Staged], None]) -> None:
             parts = PurePosixPath(name).parts
@@ -120,18 +120,6 @@ def _inside(dest: Path) -> Iterator[str]:
                 yield (inner / name).as_posix()
             elif not stat.S_ISDIR(mode):
                 yield f"./{(inner / name).as_posix()}"
-
-
-@contextmanager
-def _temporary(parent: Path) -> Iterator[Path]:
-    """Make a folder beside the destination; it is gone afterwards unless it was renamed."""
-    made = parent / f".ckreg-{secrets.token_hex(8)}.part"
-    with translated("write in", parent):
-        os.mkdir(made)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _move_in(made: Path, dest: Path, *, aside: bool) -> None:

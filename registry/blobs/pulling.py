@@ -2,13 +2,12 @@
 
 Law: the destination has its name only when all its bytes are on the medium and were verified on the
 way; nothing that was there is lost unless `force` says so; on any failure no temporary file is
-left. Must never hand out a path into the store.
+left, and what a killed one left goes with the next. Must never hand out a path into the store.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Callable, Iterable
@@ -29,7 +28,7 @@ from .disk import (
     unlink_quietly,
 )
 from .reading import BlobFile, FileBytes, Progress, damaged
-from .staging import Staged
+from .staging import Staged, name_beside
 
 
 def deliver(
@@ -120,8 +119,7 @@ def produce(
 def _write(dest: Path, fill: Callable[[Staged], None], *, force: bool, expect_bytes: int) -> None:
     parent = dest.parent
     check_space(parent, expect_bytes)
-    # A short name of its own: the destination's may be as long as names can be.
-    with Staged(parent, name=f".ckreg-{secrets.token_hex(8)}.part", mode=0o666) as staged:
+    with Staged(parent, name=name_beside(parent), mode=0o666) as staged:
         fill(staged)
         found = staged.finish()
         if _holds_already(dest, staged.size, found, force=force):

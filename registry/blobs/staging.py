@@ -10,8 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
+import shutil
+import stat
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,6 +24,7 @@ from ..errors import CkregError
 from ..values import Digest
 from .disk import (
     NOFOLLOW,
+    NONBLOCK,
     folder,
     open_folder,
     read_into,
@@ -34,6 +39,7 @@ from .following import Trail, Writeback
 from .reading import STEP, FileBytes, Progress
 
 TEMPORARY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BESIDE: Final = re.compile(r"\.ckreg-[0-9a-f]{16}\.part")
 _BUFFER: Final = 4 << 20
 
 # What copy_file_range says where it can't: other file system, old kernel, special file, seccomp.
@@ -313,10 +319,14 @@ def sweep(place: Path, *below: str) -> int:
 
     A file is a writer's as long as it is locked. Names that no writer makes are left alone.
     """
+    return _sweep(place.joinpath(*below), TEMPORARY, place, *below)
+
+
+def _sweep(named: Path, pattern: re.Pattern[str], place: Path, *below: str) -> int:
     removed = 0
     with folder(place, *below) as dir_fd:
-        with translated("list", place.joinpath(*below)):
-            names = [name for name in os.listdir(dir_fd) if TEMPORARY.fullmatch(name)]
+        with translated("list", named):
+            names = [name for name in os.listdir(dir_fd) if pattern.fullmatch(name)]
         for name in names:
             with suppress(OSError):  # another sweep was faster, or it may not be ours to remove
                 removed += _sweep_one(name, dir_fd)
@@ -324,11 +334,44 @@ def sweep(place: Path, *below: str) -> int:
 
 
 def _sweep_one(name: str, dir_fd: int) -> bool:
-    fd = os.open(name, os.O_RDWR | NOFOLLOW, dir_fd=dir_fd)
+    try:
+        fd = os.open(name, os.O_RDWR | NOFOLLOW | NONBLOCK, dir_fd=dir_fd)  # NFS locks only these
+    except (IsADirectoryError, PermissionError):  # a folder; or protected already, then killed
+        fd = os.open(name, os.O_RDONLY | NOFOLLOW | NONBLOCK, dir_fd=dir_fd)
     try:
         if not try_lock(fd):
             return False
-        os.unlink(name, dir_fd=dir_fd)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            shutil.rmtree(name, dir_fd=dir_fd)
+        else:
+            os.unlink(name, dir_fd=dir_fd)
         return True
     finally:
         os.close(fd)
+
+
+# --- beside a destination -------------------------------------------------------------------------
+
+
+def name_beside(parent: Path) -> str:
+    """Return a fresh temporary name for a destination's folder, once killed writers' are swept.
+
+    It is short: the destination's own name may be as long as names can be.
+    """
+    with suppress(CkregError):  # a folder may be writable and not readable
+        _sweep(parent, _BESIDE, parent)
+    return f".ckreg-{secrets.token_hex(8)}.part"
+
+
+@contextmanager
+def folder_beside(parent: Path) -> Iterator[Path]:
+    """Make a folder, locked as a staged file is; it is gone afterwards unless it was renamed."""
+    made = parent / name_beside(parent)
+    with translated("write in", parent):
+        os.mkdir(made)
+    try:
+        with folder(made) as fd:
+            _lock_if_possible(fd)
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
