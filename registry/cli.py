@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import Final, NoReturn, TextIO
 import click
 
 from . import __version__
-from .commands import files, keeping, looking, marking, place, shell
+from .commands import COMMANDS
 from .commands.session import Session, registry_option
 from .errors import CkregError, CkregWarning
 from .formatting import visible
@@ -52,17 +53,24 @@ _BROKEN_PIPE: Final = 141  # as a program that SIGPIPE ended: nobody reads on, n
 
 
 class _Group(click.Group):
-    """The commands in the order in which people meet them."""
+    """The commands in the order in which people meet them, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.commands, 1, 0.5)
+            near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -98,13 +106,12 @@ def ckreg(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (
-    place.init, files.push, files.import_, files.pull, files.export,
-    looking.list_, looking.models, looking.best, looking.show, looking.plan, looking.diff,
-    marking.record, marking.monitor, marking.tag, marking.alias, marking.rm, marking.restore,
-    keeping.verify, keeping.gc, place.migrate, place.info, shell.demo, shell.completion,
-):  # fmt: skip
-    ckreg.add_command(_command)
+def command(name: str) -> click.Command:
+    """Return a command, its module imported now."""
+    module, _, function = COMMANDS[name][0].partition(".")
+    found = getattr(importlib.import_module(f".commands.{module}", __package__), function)
+    assert isinstance(found, click.Command)
+    return found
 
 
 # --- one command, any process --------------------------------------------------------------------

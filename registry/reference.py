@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from .cli import EXIT_CODES, ckreg
+from .cli import EXIT_CODES, command
+from .commands import COMMANDS
 
 
 def _example(command: click.Command) -> str:
@@ -28,9 +29,8 @@ def _cell(text: str) -> str:
 def commands_table() -> str:
     """Return the Markdown table of every command: what it does, and an example."""
     rows = ["| command | what it does | example |", "|---|---|---|"]
-    for name, command in ckreg.commands.items():
-        sentence = (command.help or "").split("\n\n")[0].replace("\n", " ").strip()
-        rows.append(f"| `{name}` | {_cell(sentence)} | `{_cell(_example(command))}` |")
+    for name, (_, sentence) in COMMANDS.items():
+        rows.append(f"| `{name}` | {_cell(sentence)} | `{_cell(_example(command(name)))}` |")
     return "\n".join(rows)
 
 

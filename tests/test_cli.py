@@ -24,6 +24,8 @@ import torch
 
 from registry import CkregError, Registry, errors, reference
 from registry.cli import EXIT_CODES, ckreg, run
+from registry.cli import command as command_of
+from registry.commands import COMMANDS as NAMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,13 +104,14 @@ def process(*words: str, **options: Any) -> subprocess.Popen[str]:
 
 # --- the grammar of commands ----------------------------------------------------------------------
 
-COMMANDS = sorted(ckreg.commands)
+COMMANDS = sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_one_sentence_and_an_example_that_parses(name: str) -> None:
-    command = ckreg.commands[name]
+    command = command_of(name)
     sentence, *_, example = inspect.cleandoc(command.help or "").split("\n\n")
+    assert NAMES[name][1] == sentence.replace("\n", " ")
     assert re.fullmatch(r"[A-Z][^.]*[^.]*\.", sentence.replace("./.ckreg", "").strip()), sentence
     assert len(sentence) <= 62, "longer ones are cut in `ckreg -h` on 80 columns"
     assert example.startswith("\b\nExample:\n  ckreg ")
@@ -129,7 +132,7 @@ def test_help_shows_the_example_as_it_is_typed(name: str, capsys: Any) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_stand_in_one_order_output_then_registry(name: str) -> None:
-    options = [p.name for p in ckreg.commands[name].params if isinstance(p, click.Option)]
+    options = [p.name for p in command_of(name).params if isinstance(p, click.Option)]
     last = [o for o in options if o in ("json", "quiet", "registry")]
     assert options[len(options) - len(last) :] == last
     assert last == [o for o in ("json", "quiet", "registry") if o in last]

@@ -15,9 +15,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..formatting import visible
-from ..output import Form, Output
 
 if TYPE_CHECKING:
+    from ..output import Form, Output
     from ..registry import Registry
 
 P = ParamSpec("P")
@@ -49,6 +49,8 @@ class Session:
     @property
     def out(self) -> Output:
         """Where the answer goes."""
+        from ..output import Output
+
         terminal = sys.stdout.isatty() if self.terminal is None else self.terminal
         form: Form = self.form or ("table" if terminal else "tabs")
         return Output(sys.stdout, sys.stderr, form=form)
