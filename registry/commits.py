@@ -19,6 +19,7 @@ from .containers import Contents
 from .errors import BusyError, CkregError, warn
 from .records import Checkpoint, File, RunRecord
 from .signature import Signature
+from .sqlite import disk_failed
 from .values import CheckpointId, Digest, canonical_json
 
 
@@ -109,10 +110,16 @@ def commit(
         if found is None:
             _drop_unnamed(store, catalog, ours)
             raise
-        # The COMMIT went through and its answer was lost.
-        if not isinstance(error, Exception):
+        # The COMMIT went through and its answer was lost; or it is visible and not on the medium.
+        if not isinstance(error, Exception) or disk_failed(error):
             write_record(store, catalog, found.id)
-            raise
+            if not isinstance(error, CkregError):
+                raise
+            raise CkregError(
+                f"{found.ref} was recorded, but the disk failed at the last step of it, so that a "
+                f"power cut may undo it: {error.message}",
+                hint="see dmesg; then do it again: what is there will be found",
+            ) from error
         added = Added(checkpoint=found)
     for changed in (added.checkpoint, *added.moved):
         write_record(store, catalog, changed.id)

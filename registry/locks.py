@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from .errors import BusyError, CkregError, NoSpaceError, NotWritableError
+from .blobs.disk import no_space
+from .errors import BusyError, CkregError, NotWritableError
 
 TIMEOUT_S: Final = 60.0
 
@@ -177,5 +178,5 @@ def _translated(error: OSError, path: Path) -> CkregError:
             hint=f"reading works; to write, ask its owner (ls -ld {path.parent})",
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left for {str(path)!r}", hint=f"see: df -h {path.parent}")
+        return no_space("open", path, None)
     return CkregError(f"{str(path)!r} can't be locked: {error.strerror}")

@@ -19,7 +19,8 @@ from sqlalchemy import ColumnElement, Connection, Engine, Text, create_engine, f
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from .errors import BusyError, CkregError, DamagedError, NoSpaceError, NotWritableError
+from .blobs.disk import no_space
+from .errors import BusyError, CkregError, DamagedError, NotWritableError
 
 BUSY_S: Final = 15.0
 """How long SQLite itself waits: for readers to leave at a commit, for a writer to finish one."""
@@ -98,6 +99,15 @@ def code_of(error: DBAPIError) -> int:
     return code & 0xFF if isinstance(code, int) else -1
 
 
+def disk_failed(error: BaseException) -> bool:
+    """Say whether an error of ours means that the medium failed under the database.
+
+    At a COMMIT that leaves the transaction visible and not durable, or not there at all.
+    """
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and code_of(cause) == sqlite3.SQLITE_IOERR
+
+
 def _translation(error: DBAPIError, path: Path) -> CkregError:
     code, said, where = code_of(error), str(error.orig), str(path)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
@@ -111,7 +121,7 @@ def _translation(error: DBAPIError, path: Path) -> CkregError:
             hint=f"see: ls -la {path.parent}",
         )
     if code == sqlite3.SQLITE_FULL:
-        return NoSpaceError(f"no space left for {where!r}", hint=f"see: df -h {path.parent}")
+        return no_space("write", path, None)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode" in said.lower():
         return DamagedError(
             f"the database {where!r} is damaged: {said}",

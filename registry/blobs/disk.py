@@ -84,6 +84,8 @@ def no_space(doing: str, path: Path, need: int | None) -> NoSpaceError:
     free = free_bytes(path)
     wanted = f"{need:,} bytes are needed, " if need is not None else ""
     left = f"{free:,} bytes are free there" if free is not None else "what is free is unknown"
+    if no_files_left(path):
+        left += ", and no files are: its inodes are used up"
     return NoSpaceError(
         f"no space to {doing} {str(path)!r}: {wanted}{left} (or the quota is used up)",
         hint=f"make room and do it again: df -h {shlex.quote(str(path.parent))}",
@@ -105,6 +107,15 @@ def free_bytes(path: Path) -> int | None:
         # Some FUSE file systems report no blocks at all.
         return found.f_bavail * found.f_frsize if found.f_blocks else None
     return None
+
+
+def no_files_left(path: Path) -> bool:
+    """Say whether the file system takes no new file, however small."""
+    try:
+        found = os.statvfs(path if path.is_dir() else path.parent)
+    except (OSError, AttributeError):
+        return False
+    return found.f_files > 0 and found.f_favail == 0  # some count no files at all
 
 
 def check_space(path: Path, need: int) -> None:
