@@ -119,6 +119,40 @@ def test_a_blob_whose_row_went_meanwhile_is_staged_after_all(
     assert loads(reg, second.ref)
 
 
+def test_a_shared_blob_whose_file_went_meanwhile_is_staged_after_all(
+    reg: Registry, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = blob_of(reg, reg.push(file).digest)
+    add = Catalog.add
+
+    def lost(self: Catalog, *words: Any, **more: Any) -> Any:
+        old.unlink(missing_ok=True)
+        return add(self, *words, **more)
+
+    monkeypatch.setattr(Catalog, "add", lost)
+    second = reg.push(file, epoch=1)
+
+    assert not old.exists()
+    assert loads(reg, "net@v1")
+    assert loads(reg, second.ref)
+
+
+def test_a_new_blob_whose_file_went_before_the_commit_is_a_conflict_and_no_row(
+    reg: Registry, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Catalog.add
+
+    def lost(self: Catalog, *words: Any, **more: Any) -> Any:
+        for blob in Path(reg.location).glob("blobs/*/*"):
+            blob.unlink()
+        return add(self, *words, **more)
+
+    monkeypatch.setattr(Catalog, "add", lost)
+    with pytest.raises(ConflictError, match="went away meanwhile"):
+        reg.push(file)
+    assert reg.models() == []
+
+
 def blob_of_all(reg: Registry, digest: str) -> set[Path]:
     return set(Path(reg.location).glob(f"blobs/{digest[7:9]}/{digest[9:]}.*"))
 

@@ -297,6 +297,15 @@ def test_waiting_for_the_lock_burns_no_processor(db: Database) -> None:
         assert time.thread_time() - began < 0.5
 
 
+def test_a_write_keeps_out_programs_that_dont_know_our_lock_from_its_first_read_on(
+    db: Database,
+) -> None:
+    other = sqlite3.connect(db.path, timeout=0, isolation_level=None)
+    with db.write(), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    other.close()
+
+
 def test_another_program_that_holds_the_database_is_named_as_busy(db: Database) -> None:
     other = sqlite3.connect(db.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

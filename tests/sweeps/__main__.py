@@ -6,7 +6,7 @@ import argparse
 import sys
 from types import ModuleType
 
-from . import crowds, damage, failures, fuzz, kills, mutants
+from . import crowds, damage, failures, fuzz, kills, mutants, power
 
 
 def main(words: list[str] | None = None) -> int:
@@ -54,6 +54,10 @@ def main(words: list[str] | None = None) -> int:
     of_fuzz.add_argument("--count", type=int, default=100_000, help="inputs for each kind")
     of_fuzz.add_argument("--kinds", nargs="+", choices=fuzz.KINDS, default=list(fuzz.KINDS))
     of_fuzz.set_defaults(sweep=lambda g: fuzz.sweep(g.kinds, g.count))
+    of_power = sweeps.add_parser("power", help=_first(power))
+    of_power.add_argument("--count", type=int, default=400, help="calls of each name, at most")
+    of_power.add_argument("--kinds", nargs="+", choices=power.KINDS, default=power.KINDS)
+    of_power.set_defaults(sweep=lambda g: power.sweep(g.kinds, g.count))
     given = parser.parse_args(words)
     return int(given.sweep(given))
 

@@ -157,6 +157,13 @@ class Ledger:
             (row,) = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}")
             return str(row[0])
 
+    def elsewhere(self, store: Path, database: Path) -> Ledger:
+        """Return what was promised so far, of another copy."""
+        return Ledger(
+            self.folder, store, database, self.lineage, dict(self.promised), set(self.removed),
+            set(self.unsure), self.made + 1_000_000,
+        )  # fmt: skip
+
     @contextmanager
     def copied(self, name: str) -> Iterator[Ledger]:
         """Lend a copy of all, promises too."""
