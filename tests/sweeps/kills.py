@@ -122,6 +122,23 @@ def remove(ledger: Ledger, nursery: Nursery, run: Run) -> tuple[Outcome, list[st
     return outcome, []
 
 
+def collect(ledger: Ledger, nursery: Nursery, run: Run) -> tuple[Outcome, list[str]]:
+    """Collect a removed checkpoint's files: others keep theirs, and the next gc ends the work."""
+    path = ledger.file()
+    ledger.note(
+        path, pushed := nursery.run("command", "-r", str(ledger.reg), "push", str(path), "-q")
+    )
+    ref = pushed.out.strip()
+    nursery.run("command", "-r", str(ledger.reg), "rm", ref, "--yes", "-q")
+    ledger.removed.add(ref)
+    ledger.collected.add(ref)
+    words = ["-r", str(ledger.reg), "gc", "--grace", "0d", "--yes"]
+    outcome = run("command", words)
+    again = nursery.run("command", *words)
+    faults = [] if again.code == 0 else [f"the next gc ended with {again.ended_by}: {again.err}"]
+    return outcome, faults
+
+
 def save(ledger: Ledger, nursery: Nursery, run: Run) -> tuple[Outcome, list[str]]:
     """Save a live net."""
     ledger.made += 1
@@ -163,22 +180,13 @@ OPERATIONS: Final[dict[str, Step]] = {
     "pull": pull,
     "pull-force": pull_force,
     "rm": remove,
+    "gc": collect,
     "save": save,
     "migrate": migrate,
 }
-"""What is killed. A command that changes the registry and acknowledges nothing by ref is one more
-line: `"gc": command("gc", "--grace", "0d", "--yes")`."""
+"""What is killed."""
 
 TORCH: Final = frozenset({"save"})
-
-
-def command(*words: str) -> Step:
-    """Return the step that runs a command of ckreg on the registry, and promises nothing new."""
-
-    def step(ledger: Ledger, nursery: Nursery, run: Run) -> tuple[Outcome, list[str]]:
-        return run("command", ["-r", str(ledger.reg), *words]), []
-
-    return step
 
 
 # --- one point ------------------------------------------------------------------------------------

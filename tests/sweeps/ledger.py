@@ -40,6 +40,7 @@ class Ledger:
         promised: digests by ref. A save's isn't known before, and is None.
         removed: refs whose removal was acknowledged.
         unsure: refs whose removal was asked for and not acknowledged.
+        collected: removed refs whose files gc may have taken.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Ledger:
     promised: dict[str, str | None] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
+    collected: set[str] = field(default_factory=set)
     made: int = 0
 
     @classmethod
@@ -99,7 +101,8 @@ class Ledger:
             store, catalog = self.parts()
             found = {c.ref: c for c in catalog.find(include_removed=True)}
             counters = {m.name: m.versions for m in catalog.models()}
-            faults = [f"{ref} is torn: {why}" for ref, why in _torn(store, catalog, found.values())]
+            whole = [c for c in found.values() if c.ref not in self.collected]
+            faults = [f"{ref} is torn: {why}" for ref, why in _torn(store, catalog, whole)]
         except CkregError as error:
             return [f"it can't be opened and read: {error}"]
         with closing(sqlite3.connect(self.database)) as connection:
@@ -161,7 +164,7 @@ class Ledger:
         """Return what was promised so far, of another copy."""
         return Ledger(
             self.folder, store, database, self.lineage, dict(self.promised), set(self.removed),
-            set(self.unsure), self.made + 1_000_000,
+            set(self.unsure), set(self.collected), self.made + 1_000_000,
         )  # fmt: skip
 
     @contextmanager
@@ -172,7 +175,8 @@ class Ledger:
         try:
             yield Ledger(
                 folder, folder / "reg", folder / "reg/registry.db", self.lineage,
-                dict(self.promised), set(self.removed), set(self.unsure), self.made,
+                dict(self.promised), set(self.removed), set(self.unsure),
+                set(self.collected), self.made,
             )  # fmt: skip
         finally:
             shutil.rmtree(folder)
