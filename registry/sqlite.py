@@ -91,6 +91,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _translation(error, path) from error
+    except UnicodeDecodeError as error:  # the driver's, of SQLite's words about a damaged schema
+        raise _damaged(path, str(error)) from error
 
 
 def code_of(error: DBAPIError) -> int:
@@ -123,11 +125,15 @@ def _translation(error: DBAPIError, path: Path) -> CkregError:
     if code == sqlite3.SQLITE_FULL:
         return no_space("write", path, None)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode" in said.lower():
-        return DamagedError(
-            f"the database {where!r} is damaged: {said}",
-            hint=f"keep a copy of {path.parent}; every record is also in {path.parent / 'records'}",
-        )
+        return _damaged(path, said)
     return CkregError(f"the database {where!r} failed: {said}")
+
+
+def _damaged(path: Path, said: str) -> DamagedError:
+    return DamagedError(
+        f"the database {str(path)!r} is damaged: {said}",
+        hint=f"keep a copy of {path.parent}; every record is also in {path.parent / 'records'}",
+    )
 
 
 def why_not_writable(path: Path) -> str | None:

@@ -175,6 +175,13 @@ def test_an_overwritten_page_is_damage_and_no_traceback(db: Database) -> None:
 # --- connections ----------------------------------------------------------------------------------
 
 
+def test_a_schema_whose_text_is_no_text_is_damage_and_no_traceback(db: Database) -> None:
+    data = db.path.read_bytes()
+    db.path.write_bytes(data.replace(b"CREATE TABLE models", b"CREATE \xf4ABLE models", 1))
+    with pytest.raises(DamagedError, match=r"registry\.db' is damaged"), db.read():
+        pass
+
+
 def test_every_connection_is_set_up_to_lose_nothing(db: Database) -> None:
     expected = {
         "journal_mode": "truncate",
