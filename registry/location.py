@@ -275,7 +275,12 @@ def _lost(folder: Path, lacking: dict[str, str]) -> DamagedError:
     return DamagedError(
         f"the registry at {str(folder)!r} is damaged: {_and(lacking)}",
         hint=f"see whether the right disk is mounted there; else bring {what} back from a backup: "
-        f"cp {source} {shlex.quote(str(target))}",
+        f"cp {source} {shlex.quote(str(target))}"
+        + (
+            f"; or make it anew from records/: ckreg -r {shlex.quote(str(folder))} verify --rebuild"
+            if list(lacking) == [DATABASE]
+            else ""
+        ),
     )
 
 
