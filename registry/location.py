@@ -130,8 +130,7 @@ def absolute(named: str | os.PathLike[str]) -> Path:
             f"a registry at a {scheme}:// URL is not supported by this version; name a folder"
         )
     folder = Path(os.path.abspath(os.path.expanduser(text)))
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise _is_a_file(folder)
+    _check_no_file(folder)
     return folder
 
 
@@ -209,8 +208,7 @@ def check_free(folder: Path) -> None:
         ConflictError: it holds something else, or is a file.
         NotWritableError: it may not be looked into.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise _is_a_file(folder)
+    _check_no_file(folder)
     others = sorted(_foreign(folder))
     if others:
         raise ConflictError(
@@ -289,11 +287,16 @@ def _and(lacking: dict[str, str]) -> str:
     return " and ".join(f"{words[name]} {name} is {how}" for name, how in lacking.items())
 
 
-def _is_a_file(folder: Path) -> ConflictError:
-    return ConflictError(
-        f"{str(folder)!r} is a file; a registry is a folder",
-        hint="name a folder, or a path where one can be made",
-    )
+def _check_no_file(folder: Path) -> None:
+    try:
+        mode = os.stat(folder).st_mode  # once: of two looks the second might fail
+    except OSError:
+        return  # whoever opens it will say why it can't be reached
+    if not stat.S_ISDIR(mode):
+        raise ConflictError(
+            f"{str(folder)!r} is a file; a registry is a folder",
+            hint="name a folder, or a path where one can be made",
+        )
 
 
 def _unreadable(folder: Path, error: OSError) -> CkregError:
