@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +84,9 @@ def exclusive(path: Path, *, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
             try:
                 yield
             finally:
-                # Not left to close(): a child of a fork may hold a copy of the descriptor.
-                fcntl.flock(fd, fcntl.LOCK_UN)
+                # Not left to close() alone: a child of a fork may hold a copy of the descriptor.
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         _close(fd)
 
