@@ -244,8 +244,12 @@ def _warm_up() -> None:
     """Do once what is only imported when it is done."""
     import tempfile
 
-    from registry import Registry
+    import registry.output  # noqa: F401
+    from registry import Registry, cli
+    from registry.commands import COMMANDS
 
+    for name in COMMANDS:
+        cli.command(name)
     with tempfile.TemporaryDirectory() as folder, Registry.create(f"{folder}/reg") as reg:
         reg.models()
 
