@@ -12,8 +12,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -124,8 +126,8 @@ def stop_at(syscall: str, which: int, ledger: Ledger, nursery: Nursery) -> tuple
             met = "in" if ref else "busy"
             if other.code not in (0, 9) or "Traceback" in other.err:
                 faults.append(f"the other one ended with {other.ended_by}: {other.err}")
-            os.kill(child.pid, signal.SIGCONT)
-        outcome = nursery.end(child)
+        with _going(child.pid):
+            outcome = nursery.end(child)
     ledger.note(path, outcome)
     if outcome.code != 0 or not outcome.out.strip():
         faults.append(f"let go, it ended with {outcome.ended_by}: {outcome.err}")
@@ -134,6 +136,25 @@ def stop_at(syscall: str, which: int, ledger: Ledger, nursery: Nursery) -> tuple
     faults += [f"{left} is left over" for left in ledger.left_over()]
     faults += [f"{left} is no row's" for left in ledger.orphans()]
     return met, faults
+
+
+@contextmanager
+def _going(pid: int) -> Iterator[None]:
+    """Let a process go, again and again: each of its threads counts its calls, and stops it."""
+    done = threading.Event()
+
+    def go() -> None:
+        while not done.wait(0.1):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _stops(pid: int) -> bool:
