@@ -42,10 +42,13 @@ def sources_of(path: Path, stack: ExitStack) -> dict[str, SourceFile]:
 
 
 def hidden_folders(path: Path) -> list[str]:
-    """Return the hidden folders of a folder (`.git`, `.cache`), which are not taken in."""
-    if not path.is_dir():
-        return []
-    return sorted(e.name for e in path.iterdir() if e.name.startswith(".") and e.is_dir())
+    """Return the hidden folders in a folder (`.git`, `.cache`), which are not taken in."""
+    found: list[str] = []
+    for place, folders, _ in os.walk(path):
+        hidden = [name for name in folders if name.startswith(".")]
+        found += [Path(place, name).relative_to(path).as_posix() for name in hidden]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(found)
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -406,10 +406,11 @@ def test_one_file_among_others_is_the_checkpoint(reg: Registry, tmp_path: Path) 
 
 
 def test_hidden_folders_are_named_and_stay_out(reg: Registry, tmp_path: Path) -> None:
-    folder = write(hub(tmp_path / "hub"), {".git/config": "[core]"})
-    with pytest.warns(CkregWarning, match=r"\.git"):
+    hidden = {".git/config": "[core]", "sub/.cache/x": "x"}
+    folder = write(hub(tmp_path / "hub"), hidden)
+    with pytest.warns(CkregWarning, match=r"\.git, sub/\.cache"):
         checkpoint = reg.push(folder, model="net")
-    assert not [file for file in checkpoint.files if file.name.startswith(".git")]
+    assert not hidden.keys() & {file.name for file in checkpoint.files}
 
 
 def test_a_link_out_of_the_folder_is_refused(reg: Registry, tmp_path: Path) -> None:
