@@ -23,6 +23,7 @@ import torch
 from conftest import left_behind
 from nets import equal, seeded
 from torch import nn
+from users import as_nobody
 
 from registry import (
     AmbiguousError,
@@ -226,12 +227,11 @@ def test_an_unreadable_file_says_why(file: Path) -> None:
         secret = Path(open_to_all) / "secret.pt"
         secret.write_bytes(file.read_bytes())
         os.chmod(secret, 0o600)
-        os.seteuid(65534)
-        try:
-            with pytest.raises(NotWritableError, match=r"secret\.pt.*permission") as error:
-                Registry.open().push(secret, model="net")
-        finally:
-            os.seteuid(0)
+        with (
+            as_nobody(),
+            pytest.raises(NotWritableError, match=r"secret\.pt.*permission") as error,
+        ):
+            Registry.open().push(secret, model="net")
     assert error.value.exit_code == 13
     assert not (Path(os.environ["HOME"]) / ".ckreg").exists()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import blake3
 import pytest
 from faults import fail_at, open_descriptors
+from users import as_nobody
 
 from registry.blobs import Blob, LocalStore, SourceFile, following, staging
 from registry.errors import (
@@ -41,19 +42,6 @@ def digest_of(data: bytes) -> str:
 
 def files_in(*places: Path) -> list[str]:
     return sorted(str(p) for place in places for p in place.rglob("*") if not p.is_dir())
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Run a block without root's right to write everywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @contextmanager

@@ -13,24 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from users import as_nobody
 
 from registry import Registry, location
 from registry.errors import ConflictError, DamagedError, NotFoundError, NotWritableError
 from registry.location import Location
 from registry.schema import Database
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root's right to ignore permissions."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @contextmanager
@@ -334,8 +322,5 @@ def test_a_working_folder_that_may_not_be_seen_leads_to_the_default(
     (closed / "below").mkdir(parents=True)
     closed.chmod(0o700)
     monkeypatch.chdir(closed / "below")
-    os.seteuid(65534)
-    try:
+    with as_nobody():
         assert location.find().default
-    finally:
-        os.seteuid(0)

@@ -12,13 +12,13 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from drafts import by_hand
 from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError
+from users import as_nobody
 
 from registry import sqlite as sqlite_side
 from registry.errors import (
@@ -61,19 +61,6 @@ def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up root's right to ignore permissions."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 # --- opening --------------------------------------------------------------------------------------
