@@ -136,9 +136,11 @@ def _published(
     blob, index = part.blob, part.index
     data = b""
     if index is None:
-        mine = [s for s in contents.storages if s.file in ("", part.name)]
         data = build_index(
-            part.stored, [(s.offset, s.size_bytes) for s in mine], part.digest
+            part.stored,
+            contents.places_in(part.name),
+            part.digest,
+            {} if part.staged is None else part.staged.pieces,
         ).to_bytes()
     if blob is None:
         assert part.staged is not None

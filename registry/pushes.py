@@ -8,7 +8,7 @@ torch, and no code of the file runs.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +72,8 @@ def push(
     """
     with ExitStack() as stack:
         there = incoming.sources_of(path, stack)
-        mine = incoming.belonging(there, examine(there, path, given, named).contents)
+        contents = examine(there, path, given, named).contents
+        mine = incoming.belonging(there, contents)
         sources = {name: source for name, source in there.items() if name in mine}
         store, catalog = open_registry()
         if store.owns(path) and path.is_dir():
@@ -84,9 +85,9 @@ def push(
             )
         push = _Push(store, catalog, path, given, run, named, progress)
         try:
-            checkpoint = push.commit(sources, share=True)
+            checkpoint = push.commit(sources, contents, share=True)
         except Gone:
-            checkpoint = push.commit(sources, share=False)
+            checkpoint = push.commit(sources, contents, share=False)
         if move:
             incoming.unlink(path, sources)
         left = sorted(there.keys() - mine)
@@ -108,10 +109,13 @@ class _Push:
     named: Given
     progress: Progress | None
 
-    def commit(self, sources: Mapping[str, SourceFile], *, share: bool) -> Checkpoint:
+    def commit(
+        self, sources: Mapping[str, SourceFile], seen: Contents, *, share: bool
+    ) -> Checkpoint:
         """Take the bytes in and commit them.
 
         Args:
+            seen: what the sources held: where in them storages are likely to be.
             share: use the blobs that the store holds already.
 
         Raises:
@@ -121,8 +125,8 @@ class _Push:
         with ExitStack() as stack:
             parts = [
                 stack.enter_context(
-                    _taken_in(
-                        self.store, self.catalog, name, source, share, shown.next(source.size)
+                    self._taken_in(
+                        name, source, seen.places_in(name), share, shown.next(source.size)
                     )
                 )
                 for name, source in sources.items()
@@ -157,6 +161,39 @@ class _Push:
         for remark in found.remarks:
             warn(remark)
         return checkpoint
+
+    @contextmanager
+    def _taken_in(
+        self,
+        name: str,
+        source: SourceFile,
+        storages: Sequence[tuple[int, int]],
+        share: bool,
+        progress: Progress | None,
+    ) -> Iterator[Part]:
+        """Stage a copy, or find that the store holds the same bytes already, and undamaged.
+
+        A file is hashed before it is copied only when a blob of the same size, head and tail is
+        there.
+        """
+        store, catalog = self.store, self.catalog
+        probe = source.probe()
+        damaged: frozenset[Digest] = frozenset()
+        if share and catalog.has_probe(probe):
+            digest = source.hash(progress=progress)
+            source.check_unchanged()
+            blob = catalog.blob(digest)
+            if blob is not None and store.holds(blob):
+                with store.open_blob(blob) as stored:
+                    if _is_whole(stored):
+                        index, bad = _index(store, catalog, digest)
+                        yield Part(
+                            name, digest, stored, blob=blob, index=index, probe=probe, damaged=bad
+                        )
+                        return
+                damaged = frozenset({digest})
+        with store.stage_file(source, storages=storages, progress=progress) as staged:
+            yield Part(name, staged.finish(), staged.source(), staged, probe=probe, damaged=damaged)
 
 
 def examine(
@@ -202,38 +239,6 @@ def examine(
 
 
 # --- the bytes ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _taken_in(
-    store: BlobStore,
-    catalog: Catalog,
-    name: str,
-    source: SourceFile,
-    share: bool,
-    progress: Progress | None,
-) -> Iterator[Part]:
-    """Stage a copy, or find that the store holds the same bytes already, and undamaged.
-
-    A file is hashed before it is copied only when a blob of the same size, head and tail is there.
-    """
-    probe = source.probe()
-    damaged: frozenset[Digest] = frozenset()
-    if share and catalog.has_probe(probe):
-        digest = source.hash(progress=progress)
-        source.check_unchanged()
-        blob = catalog.blob(digest)
-        if blob is not None and store.holds(blob):
-            with store.open_blob(blob) as stored:
-                if _is_whole(stored):
-                    index, bad = _index(store, catalog, digest)
-                    yield Part(
-                        name, digest, stored, blob=blob, index=index, probe=probe, damaged=bad
-                    )
-                    return
-            damaged = frozenset({digest})
-    with store.stage_file(source, progress=progress) as staged:
-        yield Part(name, staged.finish(), staged.source(), staged, probe=probe, damaged=damaged)
 
 
 def _is_whole(file: BlobFile) -> bool:

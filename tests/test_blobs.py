@@ -286,14 +286,14 @@ def test_a_write_error_that_the_serialiser_buries_comes_back(
     def bury() -> None:
         with store.stage() as staged:
             try:
-                staged.write(b"x")
+                staged.write(b"x" * MIB)
             except expected as real:
                 raise RuntimeError("unexpected pos 64 vs 0") from real
 
     def swallow() -> None:
         with store.stage() as staged:
             with pytest.raises(expected):
-                staged.write(b"x")
+                staged.write(b"x" * MIB)
             store.publish(staged)
 
     monkeypatch.setattr(os, "pwrite", fail)

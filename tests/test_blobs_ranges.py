@@ -28,6 +28,13 @@ class InMemory(FileBytes):
         self._map = mmap.mmap(-1, max(1, len(data)))
         self._map[: len(data)] = data
 
+    def pread(self, offset: int, size: int) -> bytes:
+        return self._map[offset : offset + size]
+
+    def hash(self, *place: int, **words: object) -> Digest:
+        with self.map() as mapping:
+            return super().hash(*place, **{"mapping": mapping, **words})  # type: ignore[arg-type]
+
     def map(self):  # type: ignore[no-untyped-def]
         import mmap
 
@@ -259,3 +266,46 @@ def test_structure_is_verified_without_the_storages_and_these_must_lie_where_the
         ranges.verify_structure(index, InMemory(data[:42] + b"!" + data[43:]), storages)
     with pytest.raises(DamagedError, match="disagree"):
         ranges.verify_structure(index, InMemory(data), [(10, 30), (45, 6)])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_index_hashed_while_the_file_was_written_is_that_of_the_file(
+    tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    store = LocalStore.create(tmp_path / "registry")
+    sizes = [chance.choice((1, 100, 4095, 4096, 70_000, 3 << 20)) for _ in range(12)]
+    pieces = [chance.randbytes(size) for size in sizes]
+    data = b"".join(pieces)
+    storages, at = [], 0
+    for piece in pieces:
+        if chance.random() < 0.6:
+            storages.append((at, len(piece)))
+        at += len(piece)
+    if chance.random() < 0.5:
+        storages.append((chance.randrange(at), 0))
+    expected = index_of(data, storages)
+    (tmp_path / "source").write_bytes(data)
+    with store.stage() as written, store.stage_file(tmp_path / "source", storages=storages) as copy:
+        for piece in pieces:
+            assert written.write(memoryview(piece)) == len(piece)
+        for staged in (written, copy):
+            whole = staged.finish()
+            assert staged.source().pread(0, len(data)) == data
+            assert ranges.build(staged.source(), storages, whole, staged.pieces) == expected
+            large = {(o, s) for o, s in storages if s >= 4096}
+            assert large <= staged.pieces.keys()
+
+
+def test_what_is_known_of_a_file_isnt_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random.Random(2).randbytes(3 << 20)
+    storages = [(64, 2 << 20), ((2 << 20) + 128, 4096)]
+    expected = index_of(data, storages)
+    known = {(r.offset, r.size): r.digest for r in expected.ranges if r.storage}
+    file, read = InMemory(data), []
+    inner = file.pread
+    monkeypatch.setattr(
+        file, "pread", lambda offset, size: read.append(size) or inner(offset, size)
+    )
+    assert ranges.build(file, storages, expected.digest, known) == expected
+    assert sum(read) == len(data) - (2 << 20) - 4096

@@ -6,7 +6,7 @@ the database, nor what the bytes mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -78,7 +78,13 @@ class BlobStore(Protocol):
         """Return a new file to write, to be used in a `with` block."""
         ...
 
-    def stage_file(self, source: Path | SourceFile, *, progress: Progress | None = None) -> Staged:
+    def stage_file(
+        self,
+        source: Path | SourceFile,
+        *,
+        storages: Iterable[tuple[int, int]] = (),
+        progress: Progress | None = None,
+    ) -> Staged:
         """Return a staged copy of a file that didn't change meanwhile."""
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from typing import Final
 
 from ..errors import CkregError
@@ -53,8 +54,15 @@ class Follower:
         if written - self.done < self._step:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            self._start()
+        with self._change:
+            self._change.notify()
+
+    def hurry(self) -> None:
+        """Do what is left in the thread, also what is less than a step, and don't wait for it."""
+        self._ended = True
+        if self._thread is None:
+            self._start()
         with self._change:
             self._change.notify()
 
@@ -79,6 +87,10 @@ class Follower:
         """Raise what the thread met, if it met something."""
         if self._error is not None:
             raise self._error
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
 
     def _join(self) -> None:
         with self._change:
@@ -106,12 +118,26 @@ class Follower:
 
 
 class Trail(Follower):
-    """Hashes a file behind its writer, read back through the descriptor."""
+    """Hashes a file behind its writer, read back through the descriptor.
+
+    Attributes:
+        pieces: the digests of what was marked, by (offset, size).
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "ckreg-hash", step=PIECE)
-        self._hasher = hasher(0)
+        self.pieces: dict[tuple[int, int], Digest] = {}
+        self._hasher, self._piece = hasher(0), hasher(0)
+        self._marks: deque[tuple[int, int]] = deque()
         self._buffer = memoryview(b"")
+
+    def mark(self, offset: int, size: int) -> None:
+        """Let some bytes, which aren't written yet, have a digest of their own besides.
+
+        The second hash of a piece finds its bytes in the core's cache. Marks come in order and
+        don't overlap.
+        """
+        self._marks.append((offset, size))
 
     def digest(self) -> Digest:
         """Hash what is left, and return the digest of the whole file.
@@ -133,7 +159,19 @@ class Trail(Follower):
                 "are left"
             )
         self._hasher.update(view)
+        self._mark_off(view, self.done, self.done + got)
         return self.done + got
+
+    def _mark_off(self, view: memoryview, at: int, end: int) -> None:
+        while self._marks:
+            offset, size = self._marks[0]
+            if offset >= end:
+                break
+            self._piece.update(view[max(offset, at) - at : min(offset + size, end) - at])
+            if offset + size > end:
+                break
+            self.pieces[self._marks.popleft()] = digest_in(self._piece)
+            self._piece.reset()
 
 
 class Writeback(Follower):

@@ -82,6 +82,7 @@ def clock(root: Path) -> float:
     """Return the present, in seconds, as the store's file system has it: of a file made now."""
     with Staged(root, "tmp") as staged, translated("look at", staged.path):
         staged.write(b"\0")
+        staged.finish()
         return os.fstat(staged.fd).st_mtime
 
 

@@ -17,7 +17,7 @@ import re
 import secrets
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from .disk import (
 )
 from .listing import StoredFile
 from .marker import MARKER, SHARDS
+from .ranges import merged
 from .reading import BlobFile, Progress, SourceFile, Total, damaged
 from .staging import Staged
 
@@ -155,11 +156,18 @@ class LocalStore:
     def _staged(self, mode: int, group_mode: int) -> Staged:
         return Staged(self.root, "tmp", mode=group_mode if self.shared else mode, exact=self.shared)
 
-    def stage_file(self, source: Path | SourceFile, *, progress: Progress | None = None) -> Staged:
+    def stage_file(
+        self,
+        source: Path | SourceFile,
+        *,
+        storages: Iterable[tuple[int, int]] = (),
+        progress: Progress | None = None,
+    ) -> Staged:
         """Return a copy of a file, staged and whole; its hash may still be under way.
 
         Args:
             source: a path, which is opened once; or a file that is open already.
+            storages: (offset, size) of those in it: each is hashed in the same pass.
 
         Raises:
             NotFoundError: it is missing.
@@ -170,10 +178,10 @@ class LocalStore:
         """
         if isinstance(source, Path):
             with SourceFile.open(source) as opened:
-                return self.stage_file(opened, progress=progress)
+                return self.stage_file(opened, storages=storages, progress=progress)
         staged = self.stage(expect_bytes=source.size)
         try:
-            copied = staged.copy(source, progress=progress)
+            copied = staged.copy(source, storages=merged(storages), progress=progress)
             source.check_unchanged()
             if copied != source.size:  # without a change of size or time: the disk lied
                 raise DamagedError(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Final
 
 from ..errors import DamagedError
@@ -24,6 +25,8 @@ from .reading import STEP, FileBytes, Progress
 
 MAX_INDEX_BYTES: Final = 64 << 20
 """The longest index that is parsed: some 700,000 ranges."""
+
+_TOGETHER: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +136,61 @@ def _ranges(plain: object) -> Iterator[Range]:
         at += size
 
 
-def build(file: FileBytes, storages: Sequence[tuple[int, int]], whole: Digest) -> Index:
+def build(
+    file: FileBytes,
+    storages: Sequence[tuple[int, int]],
+    whole: Digest,
+    known: Mapping[tuple[int, int], Digest] = MappingProxyType({}),
+) -> Index:
     """Return the index of a file.
 
     Args:
-        file: its bytes, which are read once more, from the page cache when they were just written.
+        file: its bytes; those that aren't known are read.
         storages: (offset, size) of each storage, in any order. Overlapping ones share a range.
         whole: the digest of the whole file.
+        known: digests of some of its ranges, by (offset, size).
 
     Raises:
         ValueError: a storage lies outside the file.
         DamagedError: the file is shorter than it was.
     """
     places = list(_cover(storages, file.size))
-    if not places:
-        return Index(whole, 0, ())
-    with file.map() as mapping:
-        digests = _digests(mapping, [(offset, size) for offset, size, _ in places])
+    digests = dict(known)
+    digests.update(_read(file, [p[:2] for p in places if p[:2] not in known]))
     return Index(
         whole,
         file.size,
         tuple(
-            Range(offset, size, found, storage)
-            for (offset, size, storage), found in zip(places, digests, strict=True)
+            Range(offset, size, digests[offset, size], storage) for offset, size, storage in places
         ),
     )
+
+
+def _read(
+    file: FileBytes, places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], Digest]]:
+    """Yield each place with its digest, by plain reads: a mapping would count as memory. Small
+    neighbours are read together.
+    """
+    found, turn = hasher(0), 0
+    while turn < len(places):
+        first, size = places[turn]
+        if size > _TOGETHER:
+            yield places[turn], file.hash(first, size)
+            turn += 1
+            continue
+        end, after = first + size, turn + 1
+        while after < len(places) and places[after][0] == end:
+            if (end := end + places[after][1]) > first + _TOGETHER:
+                end -= places[after][1]
+                break
+            after += 1
+        data = memoryview(file.pread(first, end - first))
+        for offset, size in places[turn:after]:
+            found.reset()
+            found.update(data[offset - first : offset - first + size])
+            yield (offset, size), digest_in(found)
+        turn = after
 
 
 def _digests(mapping: mmap.mmap, places: Sequence[tuple[int, int]]) -> list[Digest]:
@@ -180,7 +213,7 @@ def _cover(storages: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[in
     storages.
     """
     at = 0
-    for offset, size in _merged(storages):
+    for offset, size in merged(storages):
         if offset < 0 or size < 0 or offset + size > total:
             raise ValueError(f"a storage of {size} bytes at {offset} in a file of {total}")
         if offset > at:
@@ -191,14 +224,17 @@ def _cover(storages: Sequence[tuple[int, int]], total: int) -> Iterator[tuple[in
         yield at, total - at, False
 
 
-def _merged(storages: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
+def merged(storages: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges of storages, given as (offset, size), in order; those that overlap are one,
+    and empty ones none.
+    """
+    found: list[tuple[int, int]] = []
     for offset, size in sorted(s for s in storages if s[1] != 0):
-        if merged and offset < sum(merged[-1]):
-            before = merged.pop()
+        if found and offset < sum(found[-1]):
+            before = found.pop()
             offset, size = before[0], max(sum(before), offset + size) - before[0]
-        merged.append((offset, size))
-    return merged
+        found.append((offset, size))
+    return found
 
 
 def verify_structure(index: Index, file: FileBytes, storages: Sequence[tuple[int, int]]) -> None:
@@ -213,7 +249,7 @@ def verify_structure(index: Index, file: FileBytes, storages: Sequence[tuple[int
     """
     structure = [(r.offset, r.size) for r in index.ranges if not r.storage]
     verify(index, file, structure)
-    if _merged(storages) != [(r.offset, r.size) for r in index.ranges if r.storage]:
+    if merged(storages) != [(r.offset, r.size) for r in index.ranges if r.storage]:
         raise DamagedError(
             f"{str(file.path)!r} and its index disagree on where the tensors' bytes lie"
         )

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,14 @@ from .reading import STEP, FileBytes, Progress
 TEMPORARY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BESIDE: Final = re.compile(r"\.ckreg-[0-9a-f]{16}\.part")
 _BUFFER: Final = 4 << 20
+_SMALL: Final = 64 << 10
+"""Writes below this are joined: a serialiser makes five small ones for every tensor."""
+
+MARKED: Final = 4 << 10
+"""Writes from this on get a digest of their own, since they may be a storage's bytes; what is
+smaller is read again where it is one."""
+
+_WORTH_A_THREAD: Final = 1 << 20
 
 # What copy_file_range says where it can't: other file system, old kernel, special file, seccomp.
 _NO_KERNEL_COPY: Final = frozenset(
@@ -57,7 +65,7 @@ class Staged:
 
     Attributes:
         path: where it is now.
-        size: bytes written so far.
+        size: bytes written so far; the last of them may still wait to be joined by more.
         fd, folder: its descriptor and that of its folder, open until the block ends.
     """
 
@@ -84,6 +92,7 @@ class Staged:
         self._digest: Digest | None = None
         self._failure: BaseException | None = None
         self._temporary = True
+        self._waiting = bytearray()
         with translated("write in", place.joinpath(*below)):
             self.folder = open_folder(place, *below)
         place = place.joinpath(*below)
@@ -126,33 +135,68 @@ class Staged:
             CkregError: the disk failed. A file that failed once takes nothing more.
         """
         self._check_open()
-        with memoryview(data) as given, given.cast("B") as view:
-            try:
-                for start in range(0, len(view), _BUFFER):
-                    with view[start : start + _BUFFER] as piece:
-                        self._append(piece)
-            except BaseException as error:
-                self._failure = error
-                raise
-            return len(view)
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if size >= MARKED:
+            self._trail.mark(self.size, size)
+        if size < _SMALL and len(self._waiting) < _BUFFER:
+            self._waiting += data
+            self.size += size
+            return size
+        with (
+            self._final_failure(),
+            memoryview(data) as given,
+            given.cast("B") as view,
+        ):
+            self._drain()
+            for start in range(0, size, _BUFFER):
+                with view[start : start + _BUFFER] as piece:
+                    self._append(piece)
+        return size
 
     def flush(self) -> None:
-        """Do nothing: no byte waits in a buffer. Serialisers call it."""
+        """Do nothing: `finish` and `sync` write what waits. Serialisers call it often."""
 
-    def copy(self, source: FileBytes, *, progress: Progress | None = None) -> int:
+    def _drain(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, bytearray()
+            self.size -= len(waiting)
+            with memoryview(waiting) as view:
+                self._append(view)
+
+    @contextmanager
+    def _final_failure(self) -> Iterator[None]:
+        """Keep an error of the block: nothing can be done with the file after it."""
+        try:
+            yield
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def copy(
+        self,
+        source: FileBytes,
+        *,
+        storages: Iterable[tuple[int, int]] = (),
+        progress: Progress | None = None,
+    ) -> int:
         """Append a whole file, and return its bytes: fewer than its size if it got shorter.
 
         The kernel copies where it can: on file systems that share blocks no byte moves at all.
+
+        Args:
+            storages: (offset, size) of what in it is to have a digest of its own; see `pieces`.
 
         Raises:
             NoSpaceError, CkregError: as `write`.
         """
         self._check_open()
-        try:
+        with self._final_failure():
+            self._drain()
+            for offset, size in storages:
+                if size >= MARKED:
+                    self._trail.mark(self.size + offset, size)
             return self._copy(source, progress)
-        except BaseException as error:
-            self._failure = error
-            raise
 
     def _copy(self, source: FileBytes, progress: Progress | None) -> int:
         done, total = 0, source.size
@@ -218,9 +262,18 @@ class Staged:
         if self._digest is None:
             if self.fd < 0:
                 raise ValueError("this staged file is closed")
+            with self._final_failure():
+                self._drain()
+                if self.size >= _WORTH_A_THREAD:  # the medium works while others read it back
+                    self._writeback.hurry()
             with translated("read back", self.path):
                 self._digest = self._trail.digest()
         return self._digest
+
+    @property
+    def pieces(self) -> Mapping[tuple[int, int], Digest]:
+        """The digests of large pieces that were written, by (offset, size), once it is finished."""
+        return self._trail.pieces
 
     def source(self) -> FileBytes:
         """Return the bytes as they are stored, to be read while the `with` block lasts."""
@@ -234,14 +287,12 @@ class Staged:
         """
         if self._failure is not None:
             raise self._failure
-        try:
+        with self._final_failure():
+            self._drain()
             self._writeback.stop()
             with translated("put on the disk", self.path, need=self.size):
                 self._writeback.check()
                 sync_file(self.fd)
-        except BaseException as error:
-            self._failure = error
-            raise
 
     def rename(self, place: Path, name: str, *, dir_fd: int) -> None:
         """Give the file its final name in the folder `place`, which is open as `dir_fd`."""

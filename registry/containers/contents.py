@@ -80,6 +80,14 @@ class Contents:
             what, cure = self.refusal
             raise ContainerError(f"{name} {what}", hint=cure.replace("{file}", shlex.quote(file)))
 
+    def places_in(self, file: str) -> list[tuple[int, int]]:
+        """Return (offset, size) of the storages in a file."""
+        return [
+            (s.offset, s.size_bytes)
+            for s in self.storages
+            if s.file in ("", file) and s.data is None
+        ]
+
     @cached_property
     def storage_tags(self) -> dict[str, int]:
         """How many storages were saved on which device: {'cuda:7': 312}, most frequent first."""
