@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from . import keys
 from .formatting import clock, count, listed, number, pad, size, visible, width
 from .records import Checkpoint
 from .signature import Signature
@@ -377,6 +376,8 @@ def _examples(ckpt: Checkpoint, signature: Signature | None) -> list[tuple[str, 
     """Return two keys of the live model, each with the same tensor's key in the file."""
     if signature is None:
         return []
+    from . import keys
+
     canonical = [t.key for t in signature.tensors]
     live = keys.to_raw(canonical, ckpt.key_style)
     stored = keys.to_raw(canonical, ckpt.file_keys)

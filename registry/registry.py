@@ -3,14 +3,13 @@ ckreg.
 
 Law: each method checks its words, makes one plan or one commit through the modules beside it, and
 returns a record. No SQL, no bytes and no torch here: what needs torch imports .tensors inside its
-own functions.
+own functions, and what only some methods need they import themselves: a question asks the database
+alone, and must not pay for the readers of files (a test in test_cli.py).
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -18,41 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-from . import (
-    collecting,
-    commits,
-    diffs,
-    drafting,
-    exports,
-    importing,
-    loads,
-    location,
-    mounts,
-    pulls,
-    pushes,
-    refs,
-    repairing,
-    saves,
-    surroundings,
-    verifying,
-)
-from . import where as where_
-from .blobs import BlobStore
-from .blobs.local import LocalStore
-from .catalog import Catalog, Page, Query, Upkeep
-from .collecting import GRACE, GcPlan
-from .diffing import Diff
+from . import location, refs
+from .catalog import Catalog, Page, Query
 from .errors import ConflictError, NotFoundError, warn
-from .importing import ImportResult
-from .loads import LoadResult
-from .opening import opened
-from .pending import PendingSave, Queue
-from .planning import LoadPlan
 from .records import Checkpoint, Mode, Model
-from .repairing import Rebuilt, Repaired
-from .runs import Lineage, Run, continued, monitored, new_run, of_dataset, run_id
+from .runs import Lineage, Run, monitored, new_run, of_dataset, run_id
 from .schema import Database, Upgrade
-from .signature import Signature
 from .values import (
     FORMAT,
     CheckpointId,
@@ -65,12 +35,21 @@ from .values import (
     optional_text,
     size_bytes,
 )
-from .verifying import Verification
 
 if TYPE_CHECKING:
     import torch
 
+    from .blobs import BlobStore
+    from .collecting import GcPlan
+    from .diffing import Diff
+    from .importing import ImportResult
+    from .loads import LoadResult
+    from .pending import PendingSave, Queue
+    from .planning import LoadPlan
+    from .repairing import Rebuilt, Repaired
     from .saves import Optimizers, SaveWords, Stateful
+    from .signature import Signature
+    from .verifying import Verification
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -96,7 +75,7 @@ class Registry:
         self._location = place
         self._opened: tuple[BlobStore, Catalog] | None = None
         self._share_checked = False
-        self._pending = Queue()
+        self._pending: Queue | None = None
         self._lineage = Lineage()
 
     # --- opening -----------------------------------------------------------------------------
@@ -144,6 +123,11 @@ class Registry:
         return registry
 
     def _create(self, *, shared: bool = False) -> None:
+        import shlex
+
+        from .blobs import LocalStore
+        from .catalog import Upkeep
+
         folder = self._location.folder
         if not self._location.exists:
             location.check_free(folder)
@@ -161,6 +145,8 @@ class Registry:
             )
 
     def _parts(self) -> tuple[BlobStore, Catalog]:
+        from .blobs import LocalStore
+
         if self._opened is None:
             if not self._location.exists:
                 raise NotFoundError(
@@ -176,6 +162,8 @@ class Registry:
 
     def _for_writing(self) -> tuple[BlobStore, Catalog]:
         """Open for a write: the default location is made, and what would fail later fails now."""
+        from . import mounts
+
         if not self._location.exists and self._location.default:
             self._create()
         store, catalog = self._parts()
@@ -204,7 +192,8 @@ class Registry:
             CkregError: one of them failed, and nobody asked for its result.
         """
         try:
-            self._pending.flush()
+            if self._pending is not None:
+                self._pending.flush()
         finally:
             self._opened = None
 
@@ -251,6 +240,8 @@ class Registry:
             ValueError: a monitor other than acc without a mode, or a mode without a monitor.
             NotWritableError, NoSpaceError: saves would fail, so better now than after an epoch.
         """
+        from .runs import continued
+
         record = new_run(
             model_name(model), optional_text(dataset, "dataset"), optional_text(name, "run"),
             config=config, batch_size=optional_count(batch_size, "batch_size"),
@@ -326,6 +317,9 @@ class Registry:
             NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
             RemoteError: another rank, which writes, failed or didn't come.
         """
+        from . import drafting, saves
+        from .pending import Queue
+
         if not hasattr(net, "state_dict") or not hasattr(net, "named_parameters"):
             raise TypeError(
                 f"net must be a torch.nn.Module, not {type(net).__name__}: "
@@ -373,6 +367,8 @@ class Registry:
             return ended(lambda: begun()())
         make = turn.begin(begun) if turn.writes else turn.wait
         named = " · ".join(str(f) for f in facts if f is not None)
+        if self._pending is None:
+            self._pending = Queue()
         return self._pending.submit(named, lambda: ended(make))
 
     def push(
@@ -419,6 +415,8 @@ class Registry:
             ConflictError: it changed while it was read.
             NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
         """
+        from . import drafting, pushes
+
         given = drafting.check(
             model=model, dataset=dataset, epoch=epoch, step=step, acc=acc, metrics=metrics,
             tags=tags, aliases=aliases, note=note, keys=keys, strategy=strategy,
@@ -457,6 +455,8 @@ class Registry:
             ValueError: a name breaks its grammar.
             NotWritableError, NoSpaceError, BusyError: the registry takes nothing.
         """
+        from . import drafting, importing
+
         given = drafting.check(model=model, dataset=dataset, tags=tags)
         return importing.import_tree(
             Path(folder),
@@ -518,6 +518,9 @@ class Registry:
             DamagedError: the bytes are not those that were recorded.
             TypeError: something in trust is no class.
         """
+        from . import loads
+        from .opening import opened
+
         checkpoint = self._resolve(ref, dataset)
         store, catalog = self._parts()
         want = loads.wanted(
@@ -560,6 +563,9 @@ class Registry:
         Raises:
             NotFoundError, AmbiguousError, RefusedLoadError, DamagedError: as load.
         """
+        from . import loads
+        from .opening import opened
+
         checkpoint = self._resolve(ref, dataset)
         store, catalog = self._parts()
         want = loads.wanted(
@@ -606,6 +612,8 @@ class Registry:
             NotFoundError: there is no such checkpoint, or no such folder.
             DamagedError: the stored bytes are damaged; nothing is written.
         """
+        from . import pulls
+
         adapt = pulls.adaptation(
             device=device, keys=keys, weights=weights, only=only, format=format
         )
@@ -649,6 +657,8 @@ class Registry:
             RefusedLoadError: the keys or weights asked for aren't known, or there are two.
             DamagedError: the stored bytes are damaged; nothing is written.
         """
+        from . import exports, loads, pulls
+
         adapt = pulls.adaptation(
             device=None, keys=keys, weights=weights, only="weights",
             format=one_of(format, exports.FORMATS, "format"),
@@ -897,6 +907,8 @@ class Registry:
             DamagedError: the bytes are not those that were recorded.
             RefusedLoadError: a file's keys aren't wrapped as recorded.
         """
+        from . import diffs
+
         first, second = self._resolve(a), self._resolve(b)
         return diffs.diff(*self._parts(), first, second, progress=progress)
 
@@ -910,6 +922,8 @@ class Registry:
                 overwritten.
             ValueError, TypeError: a value is no finite number.
         """
+        from . import surroundings
+
         values = metrics_of(metrics)
         if not values:
             raise ValueError("no metric is given: reg.record(ref, {'acc': 0.93})")
@@ -929,6 +943,8 @@ class Registry:
             NotFoundError: no such model (unless `create`).
             ValueError: mode is neither "max" nor "min", or isn't said of a metric other than acc.
         """
+        from . import commits
+
         name, best = model_name(model), monitored(metric, mode)
         store, catalog = self._for_writing()
         changed = catalog.monitor(name, *best, create=create)
@@ -942,6 +958,8 @@ class Registry:
         Raises:
             ValueError: a tag breaks its grammar.
         """
+        from . import surroundings
+
         checked = [label(t, "tag") for t in tags]
         return self._change(
             ref, lambda catalog, id: catalog.tag(id, checked, surroundings.author())
@@ -962,6 +980,8 @@ class Registry:
         Raises:
             ValueError: the name breaks its grammar, or is a word that refs use.
         """
+        from . import commits, surroundings
+
         checked = label(name, "alias")
         before: list[Checkpoint | None] = []
         self._change(
@@ -978,6 +998,8 @@ class Registry:
         Raises:
             NotFoundError: the model has no such alias.
         """
+        from . import commits, surroundings
+
         store, catalog = self._for_writing()
         before = catalog.unalias(model_name(model), label(name, "alias"), surroundings.author())
         commits.write_record(store, catalog, before.id)
@@ -990,6 +1012,8 @@ class Registry:
         Raises:
             ConflictError: an alias points at it (unless `force`, which takes the alias away).
         """
+        from . import surroundings
+
         return self._change(
             ref, lambda catalog, id: catalog.remove(id, force=force, author=surroundings.author())
         )
@@ -1007,6 +1031,8 @@ class Registry:
 
     def info(self) -> dict[str, Any]:
         """Return what this registry is and holds: location, store, schema, counts, bytes."""
+        import shutil
+
         store, catalog = self._parts()
         models = catalog.models()
         live = sum(m.checkpoints for m in models)
@@ -1045,6 +1071,9 @@ class Registry:
             NotFoundError, AmbiguousError: the ref names none, or several.
             DamagedError: the database can't be opened at all.
         """
+        from . import verifying
+        from .catalog import Upkeep
+
         one = None if ref is None else self._resolve(ref, include_removed=True)
         store, catalog = self._parts()
         upkeep = Upkeep(self._database())
@@ -1060,6 +1089,9 @@ class Registry:
             NotFoundError, ConflictError: the store's marker is missing, or another store's.
             NotWritableError, BusyError: it can't be done.
         """
+        from . import repairing
+        from .catalog import Upkeep
+
         store, catalog = self._for_writing()
         return repairing.repair(store, catalog, Upkeep(self._database()), found)
 
@@ -1079,6 +1111,9 @@ class Registry:
             ConflictError: one was made before; or the database in use has more than the records.
             DamagedError: the records contradict each other.
         """
+        from . import repairing
+        from .blobs import LocalStore
+
         place = (
             location.find()
             if location_ is None
@@ -1092,7 +1127,7 @@ class Registry:
         self,
         *,
         dry_run: bool = False,
-        grace: timedelta | str = GRACE,
+        grace: timedelta | str = "14d",
         plan: GcPlan | None = None,
     ) -> GcPlan:
         """Take the bytes that nothing needs any more: those of checkpoints removed long ago, files
@@ -1112,6 +1147,9 @@ class Registry:
                 has; nothing was taken.
             NotWritableError, BusyError: it can't be done.
         """
+        from . import collecting
+        from .catalog import Upkeep
+
         span = duration(grace)
         store, catalog = self._parts()
         upkeep = Upkeep(self._database())
@@ -1148,6 +1186,8 @@ class Registry:
         include_removed: bool = False,
     ) -> Checkpoint:
         """Change one checkpoint, write its record anew, and return it as it is now."""
+        from . import commits
+
         store, catalog = self._for_writing()
         id = self._resolve(ref, include_removed=include_removed).id
         change(catalog, id)
@@ -1166,6 +1206,8 @@ def _query(
     include_removed: bool,
 ) -> Query:
     """Return what a list asks for, every word checked."""
+    from . import where as where_
+
     name = None if model is None else model_name(model)
     return Query(
         name,

@@ -14,9 +14,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-from . import surroundings
 from .catalog import ANY, Catalog, Dataset
-from .drafting import Given
 from .errors import ConflictError, NotFoundError
 from .records import Checkpoint, Mode, RunRecord, small
 from .values import CheckpointId, FrozenMap, now, one_of, plain_json, printable
@@ -24,6 +22,7 @@ from .values import CheckpointId, FrozenMap, now, one_of, plain_json, printable
 if TYPE_CHECKING:
     import torch
 
+    from .drafting import Given
     from .pending import PendingSave
     from .registry import Registry
     from .saves import Optimizers, RunSaveWords, Stateful
@@ -147,6 +146,8 @@ def new_run(
     batch_size: int | None = None,
 ) -> RunRecord:
     """Return a run of this process; it is in the database from its first save on."""
+    from . import surroundings
+
     return RunRecord(
         id=secrets.token_hex(16),
         model=model,
@@ -206,7 +207,11 @@ def named_run(catalog: Catalog, model: str, dataset: str | None, name: str) -> R
     Of a new one no more is known than who names it: it wasn't this process that trained.
     """
     found = catalog.find_run(model, dataset, name)
-    return found or RunRecord(
+    if found is not None:
+        return found
+    from . import surroundings
+
+    return RunRecord(
         id=secrets.token_hex(16),
         model=model,
         name=name,

@@ -684,8 +684,8 @@ def test_an_interrupted_command_says_so_by_its_code_and_nothing_else(
 # --- what a command must not import ---------------------------------------------------------------
 
 
-def imports(*words: str) -> set[str]:
-    """Return the top-level packages that a command imports."""
+def modules(*words: str) -> set[str]:
+    """Return the modules that a command imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "registry", *words],
         capture_output=True,
@@ -694,10 +694,15 @@ def imports(*words: str) -> set[str]:
         cwd=ROOT,
     )
     return {
-        line.rpartition("|")[2].strip().split(".")[0]
+        line.rpartition("|")[2].strip()
         for line in done.stderr.splitlines()
         if line.startswith("import time:")
     }
+
+
+def imports(*words: str) -> set[str]:
+    """Return the top-level packages that a command imports."""
+    return {name.split(".")[0] for name in modules(*words)}
 
 
 @pytest.mark.parametrize(
@@ -722,6 +727,30 @@ def test_reading_commands_import_neither_torch_nor_alembic(
         ["info"],
     ):
         assert not imports(*words, "-r", reg.location) & {"torch", "alembic", "numpy"}, words
+
+
+FOR_FILES_AND_WRITES = {
+    *(
+        f"registry.{name}"
+        for name in (
+            "catalog.adding", "catalog.changing", "catalog.checking", "catalog.wholes",
+            "collecting", "commits", "containers", "diffing", "drafting", "exports", "importing",
+            "loads", "opening", "pending", "planning", "pulls", "pushes", "repairing", "saves",
+            "surroundings", "tensors", "verifying", "where.parsing",
+        )
+    ),
+    "sqlalchemy.dialects.postgresql", "alembic", "torch",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["best", "net"], ["list"], ["list", "net"], ["show", "net"]])
+def test_a_question_imports_nothing_that_reads_files_or_writes(
+    reg: Registry, ask: Ask, file: Any, words: list[str]
+) -> None:
+    ask("push", file())
+    found = modules(*words, "-r", reg.location)
+    assert "registry.catalog.facade" in found
+    assert found & FOR_FILES_AND_WRITES == set()
 
 
 # --- completion -----------------------------------------------------------------------------------

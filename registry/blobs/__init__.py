@@ -6,19 +6,22 @@ the database, nor what the bytes mean.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..values import CheckpointId
-from .blob import Blob
-from .folders import Place
-from .listing import StoredFile
-from .local import LocalStore
-from .marker import SHARDS
-from .ranges import Index, Range, read_through
-from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
-from .staging import Staged
+
+if TYPE_CHECKING:
+    from .blob import Blob
+    from .folders import Place
+    from .listing import StoredFile
+    from .local import LocalStore
+    from .marker import SHARDS
+    from .ranges import Index, Range, read_through
+    from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
+    from .staging import Staged
 
 __all__ = [
     "BlobStore",
@@ -37,6 +40,27 @@ __all__ = [
     "Progress",
     "Total",
 ]
+
+
+_HOMES: Final = {
+    "Blob": "blob",
+    "Place": "folders",
+    "StoredFile": "listing",
+    "LocalStore": "local",
+    "SHARDS": "marker",
+    **dict.fromkeys(("Index", "Range", "read_through"), "ranges"),
+    **dict.fromkeys(("BlobFile", "FileBytes", "Progress", "SourceFile", "Total"), "reading"),
+    "Staged": "staging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name at its first use (PEP 562): the catalog names blobs, and opens none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 class BlobStore(Protocol):

@@ -7,17 +7,24 @@ latest), `finding` (lists), `filters` (where to SQL), `adding` and `changing` (w
 registry/sqlite.py. Knows no files and no torch.
 """
 
-from .adding import Added, Draft
-from .changing import AliasMove, Recorded
-from .checking import Checked, Wrong
-from .collecting import Removed, portions
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from .facade import Catalog
 from .finding import Page, Query
 from .scopes import ANY, AnyDataset, Dataset
-from .settling import Gone
-from .upkeep import Upkeep
-from .wholes import Whole
-from .wholes import parse as parse_whole
+
+if TYPE_CHECKING:
+    from .adding import Added, Draft
+    from .changing import AliasMove, Recorded
+    from .checking import Checked, Wrong
+    from .collecting import Removed, portions
+    from .settling import Gone
+    from .upkeep import Upkeep
+    from .wholes import Whole
+    from .wholes import parse as parse_whole
 
 __all__ = [
     "Catalog",
@@ -39,3 +46,28 @@ __all__ = [
     "AnyDataset",
     "Dataset",
 ]
+
+_HOMES: Final = {
+    **dict.fromkeys(("Added", "Draft"), "adding"),
+    **dict.fromkeys(("AliasMove", "Recorded"), "changing"),
+    **dict.fromkeys(("Checked", "Wrong"), "checking"),
+    **dict.fromkeys(("Removed", "portions"), "collecting"),
+    "Gone": "settling",
+    "Upkeep": "upkeep",
+    "Whole": "wholes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what changes or checks a registry at its first use (PEP 562): a question pays for
+    neither.
+    """
+    if name == "parse_whole":
+        from .wholes import parse
+
+        return parse
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

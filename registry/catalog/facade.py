@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, update
 
-from ..blobs import Blob
 from ..errors import NotFoundError
 from ..records import Checkpoint, Mode, Model, RunRecord
 from ..refs import Ref
@@ -16,12 +15,15 @@ from ..signature import Signature
 from ..tables import blobs, checkpoints, files, models, runs, settings, signatures
 from ..values import Digest
 from ..where import Expression
-from . import adding, changing, finding, lookup, naming, ranking, settling, wholes
-from .adding import Added, Draft
-from .changing import AliasMove, Recorded
+from . import finding, lookup, naming, ranking
 from .finding import Page, Query
 from .rows import moment, run_of
 from .scopes import ANY, Dataset, datasets
+
+if TYPE_CHECKING:
+    from ..blobs import Blob
+    from .adding import Added, Draft
+    from .changing import AliasMove, Recorded
 
 _PAGE = 200
 
@@ -236,6 +238,8 @@ class Catalog:
 
     def find_run(self, model: str, dataset: str | None, name: str) -> RunRecord | None:
         """Return the run of a name, or None. A name is one run's within its model and dataset."""
+        from . import adding
+
         with self._database.read() as connection:
             of = naming.find_model(connection, model)
             row = None if of is None else adding.find_run(connection, of.pk, dataset, name)
@@ -256,6 +260,8 @@ class Catalog:
 
         Processes that begin a run of one name at the same moment all get the same.
         """
+        from . import adding
+
         with self._database.write() as connection:
             model = adding.lock_model(connection, run.model, run.to_dict()["created_at"])
             if run.name is not None:
@@ -276,6 +282,8 @@ class Catalog:
         Raises:
             ConflictError: a blob went away meanwhile, or a run of the same name was begun.
         """
+        from . import adding
+
         with self._database.write() as connection:
             return adding.add(connection, draft, holds)
 
@@ -286,6 +294,8 @@ class Catalog:
             NotFoundError: no such checkpoint, or it was removed.
             ConflictError: a metric is set to another value.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.record(connection, id, metrics, author)
 
@@ -298,6 +308,8 @@ class Catalog:
         Raises:
             NotFoundError: there is none of that name.
         """
+        from . import changing
+
         with self._database.write() as connection:
             changing.monitor(connection, model, metric, mode, create=create)
         return next(m for m in self.models() if m.name == model)
@@ -308,6 +320,8 @@ class Catalog:
         Raises:
             NotFoundError: no such checkpoint, or it was removed.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.tag(connection, id, names, author)
 
@@ -317,6 +331,8 @@ class Catalog:
         Raises:
             NotFoundError: no such checkpoint, or it has no such tag.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.untag(connection, id, names)
 
@@ -326,6 +342,8 @@ class Catalog:
         Raises:
             NotFoundError: no such checkpoint, or it was removed.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.alias(connection, id, name, author)
 
@@ -335,6 +353,8 @@ class Catalog:
         Raises:
             NotFoundError: no such model or alias.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.unalias(connection, model, name, author)
 
@@ -344,6 +364,8 @@ class Catalog:
         Raises:
             NotFoundError: no such model.
         """
+        from . import changing
+
         with self._database.read() as connection:
             return changing.alias_history(connection, model, name)
 
@@ -354,6 +376,8 @@ class Catalog:
             NotFoundError: no such checkpoint, or it was removed already.
             ConflictError: an alias points at it (unless `force`, which takes that away too).
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.remove(connection, id, force=force, author=author)
 
@@ -364,6 +388,8 @@ class Catalog:
             NotFoundError: no such checkpoint, or gc took its files.
             ConflictError: its twin was pushed meanwhile.
         """
+        from . import changing
+
         with self._database.write() as connection:
             return changing.restore(connection, id)
 
@@ -371,6 +397,8 @@ class Catalog:
 
     def blob(self, digest: Digest) -> Blob | None:
         """Return the blob that holds the bytes of a digest, or None."""
+        from . import settling
+
         with self._database.read() as connection:
             row = connection.execute(select(blobs).where(blobs.c.digest == digest)).one_or_none()
             return None if row is None else settling.blob_of(row)
@@ -381,11 +409,16 @@ class Catalog:
         Raises:
             NotFoundError: there is no such checkpoint.
         """
+        from . import wholes
+
         with self._database.read() as connection:
             return wholes.whole(connection, id)
 
     def blobs_of(self, id: str) -> tuple[tuple[str, Blob, Blob | None], ...]:
         """Return a checkpoint's files by name, each with its blob and the blob of its index."""
+        from ..blobs import Blob
+        from . import settling
+
         whole, index = blobs.alias("whole"), blobs.alias("index")
         with self._database.read() as connection:
             rows = connection.execute(
@@ -429,6 +462,8 @@ class Catalog:
 
     def index_of(self, digest: Digest) -> Blob | None:
         """Return the blob of the index of a file's bytes, or None where none was made."""
+        from . import settling
+
         with self._database.read() as connection:
             row = connection.execute(
                 select(blobs)

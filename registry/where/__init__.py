@@ -5,7 +5,11 @@
 the two equal. Knows records, and nothing of SQL.
 """
 
-from .evaluating import evaluate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from .expressions import (
     COLUMNS,
     And,
@@ -24,7 +28,10 @@ from .expressions import (
     Operator,
     Or,
 )
-from .parsing import parse
+
+if TYPE_CHECKING:
+    from .evaluating import evaluate
+    from .parsing import parse
 
 __all__ = [
     "parse",
@@ -46,3 +53,14 @@ __all__ = [
     "Literal",
     "Operator",
 ]
+
+_HOMES: Final = {"evaluate": "evaluating", "parse": "parsing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the reader at its first use (PEP 562): most lists have no expression."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
