@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from . import location, refs
 from .catalog import Catalog, Page, Query
 from .errors import ConflictError, NotFoundError, warn
+from .pending import PendingSave, Queue
 from .records import Checkpoint, Mode, Model
 from .runs import Lineage, Run, monitored, new_run, of_dataset, run_id
 from .schema import Database, Upgrade
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from .diffing import Diff
     from .importing import ImportResult
     from .loads import LoadResult
-    from .pending import PendingSave, Queue
     from .planning import LoadPlan
     from .repairing import Rebuilt, Repaired
     from .saves import Optimizers, SaveWords, Stateful
@@ -75,7 +75,7 @@ class Registry:
         self._location = place
         self._opened: tuple[BlobStore, Catalog] | None = None
         self._share_checked = False
-        self._pending: Queue | None = None
+        self._pending = Queue()
         self._lineage = Lineage()
 
     # --- opening -----------------------------------------------------------------------------
@@ -192,8 +192,7 @@ class Registry:
             CkregError: one of them failed, and nobody asked for its result.
         """
         try:
-            if self._pending is not None:
-                self._pending.flush()
+            self._pending.flush()
         finally:
             self._opened = None
 
@@ -318,7 +317,6 @@ class Registry:
             RemoteError: another rank, which writes, failed or didn't come.
         """
         from . import drafting, saves
-        from .pending import Queue
 
         if not hasattr(net, "state_dict") or not hasattr(net, "named_parameters"):
             raise TypeError(
@@ -367,8 +365,6 @@ class Registry:
             return ended(lambda: begun()())
         make = turn.begin(begun) if turn.writes else turn.wait
         named = " · ".join(str(f) for f in facts if f is not None)
-        if self._pending is None:
-            self._pending = Queue()
         return self._pending.submit(named, lambda: ended(make))
 
     def push(

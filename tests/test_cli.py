@@ -735,7 +735,7 @@ FOR_FILES_AND_WRITES = {
         for name in (
             "catalog.adding", "catalog.changing", "catalog.checking", "catalog.wholes",
             "collecting", "commits", "containers", "diffing", "drafting", "exports", "importing",
-            "loads", "opening", "pending", "planning", "pulls", "pushes", "repairing", "saves",
+            "loads", "opening", "planning", "pulls", "pushes", "repairing", "saves",
             "surroundings", "tensors", "verifying", "where.parsing",
         )
     ),
