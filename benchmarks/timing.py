@@ -82,8 +82,13 @@ def rounds(
             took = time.perf_counter() - began
             if number:
                 times.append(took)
-    print(f"  {row.what}: {row.ratio:.2f}", file=sys.stderr, flush=True)
+    told(row)
     return row
+
+
+def told(row: Row) -> None:
+    """Say on stderr that a row is done."""
+    print(f"  {row.what}: {row.ratio:.2f}", file=sys.stderr, flush=True)
 
 
 def peak_kib() -> int:
