@@ -1,20 +1,22 @@
 """Import: every checkpoint of a tree becomes the registry's, with the facts that it carries.
 
 Law: a second run adds nothing and copies nothing; one bad file stops no other, and is named with
-its reason. The dry run looks as the real run does, and writes nothing. No torch, and no code of the
-files runs.
+its reason. The dry run looks as the real run does, and writes nothing. A file known from before
+(sightings.py) is not parsed again, but what it was must still be live. No code of the files runs.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from . import incoming, pushes
+from . import __version__, incoming, pushes
 from .blobs import BlobStore, Progress, SourceFile, Total
 from .catalog import Catalog
 from .containers import read
@@ -22,9 +24,11 @@ from .containers.weights import find
 from .drafting import Given
 from .errors import CkregError
 from .filenames import suggested
+from .mounts import filesystem, is_share
 from .records import Checkpoint
+from .sightings import Sightings, Verdict
 from .values import FORMAT, CheckpointId, Digest, digest_of
-from .walking import Candidate, is_candidate, walk
+from .walking import Candidate, Scan, candidates, is_candidate, scan
 
 Outcome = Literal["added", "present", "failed"]
 
@@ -37,9 +41,9 @@ class ImportedFile:
         path: inside the tree, with `/`.
         outcome: `added` (or to be added, in a dry run), `present` with these bytes already, or
             `failed`.
-        checkpoint: what it is in the registry; None where it isn't there (yet).
+        read: gives what it is in the registry; None where it isn't there (yet).
         known: what is known of it, of those to be added.
-        from_name: the facts that its name says and nothing else does.
+        guessed: the facts that its name says and nothing else does, of those to be added.
         copy_of: the file before it in the tree with the same bytes, in a dry run.
         reason, hint: why it failed, and the cure.
     """
@@ -47,12 +51,27 @@ class ImportedFile:
     path: str
     outcome: Outcome
     size_bytes: int
-    checkpoint: Checkpoint | None = None
+    read: Callable[[], Checkpoint] | None = field(default=None, repr=False, compare=False)
     known: Given | None = None
-    from_name: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
     copy_of: str | None = None
     reason: str | None = None
     hint: str | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What it is in the registry, read when it is first asked for; None where it isn't there.
+
+        Raises:
+            BusyError, DamagedError: the registry can't be read.
+        """
+        return None if self.read is None else self.read()
+
+    @property
+    def from_name(self) -> tuple[str, ...]:
+        """The facts that its name says and nothing else does."""
+        checkpoint = self.checkpoint
+        return self.guessed if checkpoint is None else checkpoint.provenance.from_name
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -144,6 +163,7 @@ def import_tree(
     *,
     catalog: Catalog | None,
     writer: Writer | None,
+    memory: Path,
     progress: Progress | None,
 ) -> ImportResult:
     """Take a tree's checkpoints in; see `Registry.import_`.
@@ -151,32 +171,138 @@ def import_tree(
     Args:
         catalog: of the registry as it is; None where there is none yet.
         writer: None is the dry run.
+        memory: where the registry keeps what it saw in trees.
     """
     files: list[ImportedFile] = []
 
-    def unreadable(path: Path, error: OSError) -> None:
-        name = path.relative_to(root).as_posix()
+    def unreadable(name: str, error: OSError) -> None:
         why = f"it can't be read: {error.strerror}"
         files.append(ImportedFile(path=name, outcome="failed", size_bytes=0, reason=why))
 
-    candidates = walk(root, unreadable)
+    began_ns = time.time_ns()
+    there = scan(root, unreadable)
+    seen = Sightings.of(memory, root, (__version__, given.model, given.dataset))
+    found: dict[str, Candidate] = {}
+    if not seen.orders(there):
+        found = {candidate.name: candidate for candidate in candidates(root, there.files)}
+    order = list(found) or seen.order
+    known = _Known(seen, there, given, catalog)
     job = _Job(root, given, run, catalog, writer)
     passed, done = 0, 0
-    total = sum(c.size_bytes for c in candidates if c.files is None)
-    for candidate in candidates:
-        if job.covered.issuperset(candidate.paths()):
+    total = sum(stamp[2] for stamp in there.files.values())
+    for name in order:
+        if name in job.covered:
             continue  # a part of a folder that was taken, or not, as a whole
-        result = job.take(candidate, _part(progress, done, total))
-        done += candidate.size_bytes
+        result: ImportedFile | None
+        if known.holds(name, found.get(name), job.covered):
+            job.covered.update(seen.verdicts[name].covered)
+            size_bytes = known.size_of(name)
+            result = known.file(name, size_bytes)
+            if result is not None and given.tags:
+                result = job.tagged(result)
+        else:
+            if name not in found:
+                found = {c.name: c for c in candidates(root, there.files)}
+            candidate = found[name]
+            if job.covered.issuperset(candidate.members()):
+                continue
+            size_bytes = candidate.size_bytes
+            result = job.take(candidate, _part(progress, done, total))
+        done += size_bytes
         if progress is not None:
             progress(done, total)
         if result is None:
             passed += 1
         else:
             files.append(result)
+    news = bool(job.verdicts) or not seen.orders(there)
+    if writer is not None and news and not is_share(filesystem(root)):
+        _remember(seen, there, order, job.verdicts, began_ns)
     return ImportResult(
         folder=str(root), dry_run=writer is None, files=tuple(files), passed_over=passed
     )
+
+
+def _remember(
+    seen: Sightings, there: Scan, order: list[str], new: Mapping[str, Verdict], before_ns: int
+) -> None:
+    """Keep what was found, of files that can be told from changed ones."""
+    seen.order, seen.names = order, set(there.files)
+    seen.verdicts = {n: v for n, v in seen.verdicts.items() if n in set(order)}
+    seen.files = {n: v for n, v in seen.files.items() if n in seen.names}
+    for name, verdict in new.items():
+        if all(seen.see(there, member, before_ns) for member in verdict.members or (name,)):
+            seen.verdicts[name] = verdict
+        else:
+            seen.verdicts.pop(name, None)
+    seen.write()
+
+
+class _Known:
+    """What need not be looked into again: files known from before whose checkpoints are live."""
+
+    def __init__(self, seen: Sightings, there: Scan, given: Given, catalog: Catalog | None) -> None:
+        self._seen, self._there, self._given, self._catalog = seen, there, given, catalog
+        self._keys: dict[str, int] = {}
+        self._read: dict[int, Checkpoint] = {}
+        self._folders: dict[str, Checkpoint] = {}
+        digests = [v.digests[0] for v in seen.verdicts.values() if len(v.digests) == 1]
+        if catalog is not None and digests:
+            for digest, (key, model, dataset) in catalog.holding_alone(digests):
+                if self._asked(model, dataset):
+                    self._keys.setdefault(digest, key)
+
+    def _asked(self, model: str, dataset: str | None) -> bool:
+        given = self._given
+        return given.model in (None, model) and given.dataset in (None, dataset)
+
+    def holds(self, name: str, candidate: Candidate | None, covered: set[str]) -> bool:
+        """Say whether a file or folder is the one seen before, and what it was is still there."""
+        verdict = self._seen.verdicts.get(name)
+        if verdict is None:
+            return False
+        digests = verdict.digests
+        if not verdict.members:
+            live = not digests or digests[0] in self._keys
+            return live and self._seen.is_known(self._there, name)
+        place = "" if name == "." else f"{name}/"
+        if (
+            (candidate is not None and candidate.members() != set(verdict.members))
+            or any(odd.startswith(place) for odd in self._there.odd)
+            or not covered.isdisjoint(verdict.members)
+            or self._catalog is None
+            or not all(self._seen.is_known(self._there, member) for member in verdict.members)
+        ):
+            return False
+        for checkpoint in self._catalog.holding([Digest(digest) for digest in digests]):
+            if self._asked(checkpoint.model, checkpoint.dataset):
+                self._folders[name] = checkpoint
+                return True
+        return False
+
+    def file(self, name: str, size_bytes: int) -> ImportedFile | None:
+        """Return a file or folder that `holds` said yes to; None for what is no checkpoint."""
+        verdict = self._seen.verdicts[name]
+        if not verdict.digests:
+            return None
+        if verdict.members:
+            read = partial(self._folders.__getitem__, name)
+        else:
+            read = partial(self._checkpoint, self._keys[verdict.digests[0]])
+        return ImportedFile(path=name, outcome="present", size_bytes=size_bytes, read=read)
+
+    def size_of(self, name: str) -> int:
+        """Return the bytes of a file or folder."""
+        files, members = self._there.files, self._seen.verdicts[name].members
+        return sum(files[member][2] for member in members) if members else files[name][2]
+
+    def _checkpoint(self, key: int) -> Checkpoint:
+        """Return one of them; the first that is asked for brings all: a query, not one for each."""
+        if key not in self._read:
+            assert self._catalog is not None
+            keys = list(dict.fromkeys([key, *self._keys.values()]))
+            self._read = dict(zip(keys, self._catalog.by_keys(keys), strict=True))
+        return self._read[key]
 
 
 def _part(progress: Progress | None, done: int, total: int) -> Progress | None:
@@ -191,6 +317,7 @@ class _Job:
         seen: in a dry run, names and files by their probes: only those of one probe may be copies.
         ours: the ids that it added.
         covered: the files that belong to folders taken, or not taken, as a whole.
+        verdicts: what was found to be which checkpoint, or none.
     """
 
     root: Path
@@ -200,38 +327,46 @@ class _Job:
     writer: Writer | None
     seen: dict[Digest, list[tuple[str, list[Path]]]] = field(default_factory=dict)
     ours: set[CheckpointId] = field(default_factory=set)
-    covered: set[Path] = field(default_factory=set)
+    covered: set[str] = field(default_factory=set)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
     def take(self, candidate: Candidate, progress: Progress | None) -> ImportedFile | None:
         """Take one file or folder in, or say what would become of it; None for what is no
         checkpoint.
         """
         path, named = candidate.path, self._named(candidate)
+        place = "" if candidate.name == "." else f"{candidate.name}/"
+        covered: frozenset[str] = frozenset()
         with ExitStack() as stack:
             try:
                 sources = incoming.sources_of(path, stack)
                 if candidate.files is None and not self._holds_weights(candidate, sources):
+                    self.verdicts[candidate.name] = Verdict()
                     return None
                 found = pushes.examine(sources, path, self.given, named)
                 mine = incoming.belonging(sources, found.contents)
-                self.covered.update(path / name for name in mine if candidate.files)
+                if candidate.files is not None:
+                    covered = frozenset(place + name for name in mine)
+                    self.covered.update(covered)
                 sources = {name: sources[name] for name in sorted(mine)}
                 present = self._present(sources, progress)
                 copy_of = None if present or self.writer else self._copy_of(candidate, sources)
             except (CkregError, ValueError) as error:
                 if candidate.files is not None:  # its parts are no checkpoints either
                     parts = incoming.without_inner(candidate.files, ())
-                    self.covered.update(path / name for name in parts)
+                    self.covered.update(place + name for name in parts)
                 return _failed(candidate, error)
         if present is not None:
-            return self._known(candidate, present, named)
+            self._judge(candidate, present, covered)
+            tags = named.tags if present.id in self.ours else ()
+            return _taken(candidate, "present", self._tagged(present, tags))
         if self.writer is None:
             return ImportedFile(
                 path=candidate.name,
                 outcome="present" if copy_of else "added",
                 size_bytes=candidate.size_bytes,
                 known=found.known,
-                from_name=found.from_name,
+                guessed=found.from_name,
                 copy_of=copy_of,
             )
         self.catalog = self.writer.open()[1]  # a registry that takes nothing ends the import
@@ -243,6 +378,7 @@ class _Job:
         except (CkregError, ValueError) as error:
             return _failed(candidate, error)
         self.ours.add(checkpoint.id)
+        self._judge(candidate, checkpoint, covered)
         return _taken(candidate, "added", checkpoint)
 
     def _named(self, candidate: Candidate) -> Given:
@@ -275,13 +411,22 @@ class _Job:
                 return checkpoint
         return None
 
-    def _known(self, candidate: Candidate, present: Checkpoint, named: Given) -> ImportedFile:
-        """Return a file whose bytes are there, with the tags that it brings."""
-        tags = [*self.given.tags, *(named.tags if present.id in self.ours else ())]
-        new = [tag for tag in tags if tag not in present.tags]
-        if new and self.writer is not None:
-            present = self.writer.tag(present, *new)
-        return _taken(candidate, "present", present)
+    def _judge(self, candidate: Candidate, is_: Checkpoint, covered: frozenset[str]) -> None:
+        """Note what a file or folder was found to be."""
+        digests = tuple(sorted({file.digest for file in is_.files}))
+        members = () if candidate.files is None else tuple(sorted(candidate.members()))
+        self.verdicts[candidate.name] = Verdict(digests, members, tuple(sorted(covered)))
+
+    def tagged(self, file: ImportedFile) -> ImportedFile:
+        """Return a file known from before, with the tags that it brings."""
+        checkpoint = file.checkpoint
+        assert checkpoint is not None
+        tagged = self._tagged(checkpoint, ())
+        return replace(file, read=lambda: tagged)
+
+    def _tagged(self, present: Checkpoint, more: tuple[str, ...]) -> Checkpoint:
+        new = [tag for tag in (*self.given.tags, *more) if tag not in present.tags]
+        return self.writer.tag(present, *new) if new and self.writer is not None else present
 
     def _copy_of(self, candidate: Candidate, sources: Mapping[str, SourceFile]) -> str | None:
         """Return what came before this in the tree and has the same bytes under the same names."""
@@ -305,8 +450,7 @@ def _taken(candidate: Candidate, outcome: Outcome, checkpoint: Checkpoint) -> Im
         path=candidate.name,
         outcome=outcome,
         size_bytes=candidate.size_bytes,
-        checkpoint=checkpoint,
-        from_name=checkpoint.provenance.from_name,
+        read=lambda: checkpoint,
     )
 
 

@@ -9,6 +9,7 @@ init`. Sees which files are there, and opens neither database nor blobs.
       registry.lock    writers queue here           schema.py
       store.json       the blob store's marker      blobs/local.py
       blobs/ records/ tmp/                          blobs/local.py
+      imports/         what trees held (a cache)    sightings.py
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _SHARD: Final = re.compile(r"[0-9a-f]{2}")
 _FOLDERS: Final = {
     "blobs": _SHARD,
     "records": _SHARD,
+    "imports": re.compile(r"[0-9a-f]{32}\.json(\.part)?"),
     "tmp": re.compile(r"(kept-)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
 }
 """A registry's own folders, and how the names in them look."""

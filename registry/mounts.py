@@ -67,6 +67,11 @@ def filesystem(path: Path) -> str | None:
     return None if found is None else found[1]
 
 
+def is_share(kind: str | None) -> bool:
+    """Say whether a filesystem of this type has its bytes, and its clock, elsewhere."""
+    return kind is not None and (kind in _SHARES or kind.split(".")[0] in ("fuse", "fuseblk"))
+
+
 def check_share(folder: Path, place: Path) -> None:
     """On a network or FUSE filesystem: prove that locks work, and say once where one is.
 
@@ -78,7 +83,7 @@ def check_share(folder: Path, place: Path) -> None:
         NotWritableError: its locks keep nobody out.
     """
     kind = filesystem(folder)
-    if kind is None or not (kind in _SHARES or kind.split(".")[0] in ("fuse", "fuseblk")):
+    if not is_share(kind):
         return
     why = _why_no_locks(place)
     if why is not None:

@@ -460,6 +460,7 @@ class Registry:
             optional_text(run, "run"),
             catalog=self._parts()[1] if self.exists else None,
             writer=None if dry_run else importing.Writer(self._for_writing, self.tag),
+            memory=self._location.folder / "imports",
             progress=progress,
         )
 

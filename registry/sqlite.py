@@ -7,15 +7,16 @@ it would drop SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Connection, Engine, Text, create_engine, func
+from sqlalchemy import ColumnElement, Connection, Engine, Text, create_engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -184,6 +185,12 @@ def integrity(connection: Connection) -> list[str]:
 def matches_glob(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
     """Return a case-sensitive match (SQLite's LIKE isn't)."""
     return value.op("GLOB", is_comparison=True)(pattern)
+
+
+def among(value: ColumnElement[Any], texts: Collection[str]) -> ColumnElement[bool]:
+    """Return that a value is one of any number of texts, which go in as one parameter."""
+    each = func.json_each(json.dumps(list(texts))).table_valued("value")
+    return value.in_(select(each.c.value))
 
 
 def json_kind(document: ColumnElement[Any], path: str) -> ColumnElement[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -47,18 +47,40 @@ class Candidate:
     size_bytes: int
     files: frozenset[str] | None = None
 
-    def paths(self) -> set[Path]:
-        """Return the file, or the folder's files."""
-        return {self.path} if self.files is None else {self.path / name for name in self.files}
+    def members(self) -> frozenset[str]:
+        """Return the file, or the folder's files, by their paths inside the tree."""
+        if self.files is None:
+            return frozenset({self.name})
+        place = "" if self.name == "." else f"{self.name}/"
+        return frozenset(place + name for name in self.files)
 
 
-def walk(root: Path, unreadable: Callable[[Path, OSError], None]) -> list[Candidate]:
-    """Return the regular files of a tree, and its folders that may be one checkpoint, in the order
-    in which they are to be taken in.
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times of the last change of bytes and of the inode, in ns."""
 
-    What lies in one folder goes by epoch and step, as far as names say, so that versions do; those
-    whose names say neither (`best.pt`, which often is a copy) come last. A folder comes before what
-    lies in it.
+
+def stamp_of(found: os.stat_result) -> Stamp:
+    """Return what tells a file from another, and from itself when it has changed."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@dataclass(slots=True)
+class Scan:
+    """What lies in a tree.
+
+    Attributes:
+        base: the tree, with a `/` at its end.
+        files: the stamp of each regular file, by its path inside the tree.
+        odd: what is neither such a file nor a folder that was looked into.
+    """
+
+    base: str
+    files: dict[str, Stamp] = field(default_factory=dict)
+    odd: set[str] = field(default_factory=set)
+
+
+def scan(root: Path, unreadable: Callable[[str, OSError], None]) -> Scan:
+    """Return the regular files of a tree.
 
     Args:
         unreadable: told of each folder or file that the system doesn't let us see.
@@ -69,30 +91,45 @@ def walk(root: Path, unreadable: Callable[[Path, OSError], None]) -> list[Candid
     if not root.is_dir():
         what = "a file: take it in with ckreg push" if root.exists() else "not there"
         raise NotFoundError(f"{str(root)!r} is no folder to import: it is {what}")
-    found: list[Candidate] = []
-    pending = [root]
+    found = Scan(os.path.join(root, ""))
+    files = found.files
+    pending = [""]
     while pending:
-        folder = pending.pop()
+        place = pending.pop()
         try:
-            with os.scandir(folder) as entries:
+            with os.scandir(found.base + place) as entries:
                 here = list(entries)
         except OSError as error:
-            unreadable(folder, error)
+            unreadable(place[:-1] or ".", error)
+            found.odd.add(place[:-1] or ".")
             continue
         if {entry.name for entry in here} >= _STORE:
+            found.odd.add(place[:-1] or ".")
             continue
         for entry in here:
-            path = folder / entry.name
+            name = place + entry.name
             try:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name not in _PRIVATE:
-                        pending.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    name = path.relative_to(root).as_posix()
-                    size_bytes = entry.stat(follow_symlinks=False).st_size
-                    found.append(Candidate(path, name, size_bytes))
+                if entry.is_file(follow_symlinks=False):
+                    files[name] = stamp_of(entry.stat(follow_symlinks=False))
+                elif not entry.is_dir(follow_symlinks=False):
+                    found.odd.add(name)
+                elif entry.name not in _PRIVATE:
+                    pending.append(f"{name}/")
             except OSError as error:
-                unreadable(path, error)
+                unreadable(name, error)
+                found.odd.add(name)
+    return found
+
+
+def candidates(root: Path, files: Mapping[str, Stamp]) -> list[Candidate]:
+    """Return the files of a tree, and its folders that may be one checkpoint, in the order in which
+    they are to be taken in, which their names alone decide.
+
+    What lies in one folder goes by epoch and step, as far as names say, so that versions do; those
+    whose names say neither (`best.pt`, which often is a copy) come last. A folder comes before what
+    lies in it.
+    """
+    found = [Candidate(root / name, name, stamp[2]) for name, stamp in files.items()]
     return sorted([*found, *_folders(root, found)], key=_order)
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     "planning drafting diffing",
     "carrying filenames",
     "walking",
+    "sightings",
     "tensors",
     "tables sqlite",
     "schema",

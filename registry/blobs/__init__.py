@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .local import LocalStore
     from .marker import SHARDS
     from .ranges import Index, Range, read_through
-    from .reading import BlobFile, FileBytes, Progress, SourceFile, Total
+    from .reading import BlobFile, FileBytes, Progress, SourceFile, Total, probe_of
     from .staging import Staged
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Index",
     "Range",
     "read_through",
+    "probe_of",
     "Progress",
     "Total",
 ]
@@ -49,7 +50,9 @@ _HOMES: Final = {
     "LocalStore": "local",
     "SHARDS": "marker",
     **dict.fromkeys(("Index", "Range", "read_through"), "ranges"),
-    **dict.fromkeys(("BlobFile", "FileBytes", "Progress", "SourceFile", "Total"), "reading"),
+    **dict.fromkeys(
+        ("BlobFile", "FileBytes", "Progress", "SourceFile", "Total", "probe_of"), "reading"
+    ),
     "Staged": "staging",
 }
 

@@ -26,6 +26,13 @@ def hasher(size: int) -> blake3:
     return blake3(max_threads=_cores() if size >= _WORTH_STARTING else 1)
 
 
+def digest_at_once(data: bytes) -> Digest:
+    """Return the digest of bytes that are all there."""
+    from blake3 import blake3
+
+    return Digest("blake3:" + blake3(data).hexdigest())
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(8, len(os.sched_getaffinity(0)))

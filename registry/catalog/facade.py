@@ -16,8 +16,8 @@ from ..tables import blobs, checkpoints, files, models, runs, settings, signatur
 from ..values import Digest
 from ..where import Expression
 from . import finding, lookup, naming, ranking
-from .finding import Page, Query
-from .rows import moment, run_of
+from .finding import Alone, Page, Query
+from .rows import fetch, moment, run_of
 from .scopes import ANY, Dataset, datasets
 
 if TYPE_CHECKING:
@@ -477,6 +477,18 @@ class Catalog:
         """Return the live checkpoints that consist of just these bytes, newest first."""
         with self._database.read() as connection:
             return finding.holding(connection, digests)
+
+    def holding_alone(self, digests: Collection[str]) -> list[tuple[str, Alone]]:
+        """Return the live checkpoints that are one file with one of these digests, newest first."""
+        with self._database.read() as connection:
+            return finding.holding_alone(connection, digests)
+
+    def by_keys(self, pks: Sequence[int]) -> list[Checkpoint]:
+        """Return checkpoints by their keys, removed ones too."""
+        with self._database.read() as connection:
+            return [
+                c for at in range(0, len(pks), 500) for c in fetch(connection, pks[at : at + 500])
+            ]
 
     def has_probe(self, probe: str) -> bool:
         """Return whether a blob's size, head and tail have this digest: perhaps the same bytes."""

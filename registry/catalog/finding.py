@@ -25,6 +25,7 @@ from sqlalchemy import (
     true,
 )
 
+from .. import sqlite
 from ..records import Checkpoint
 from ..tables import checkpoints, files, metrics, models, runs, signatures, tags
 from ..values import Digest, canonical_json
@@ -33,6 +34,9 @@ from . import filters
 from .naming import listed, metric_names, the_model
 from .rows import fetch
 from .scopes import ANY, Dataset, of_dataset
+
+Alone = tuple[int, str, str | None]
+"""A checkpoint of one file: its key, model and dataset."""
 
 _ALWAYS_THERE: Final = frozenset(
     {"id", "model", "version", "key_style", "file_keys", "weights", "container", "signature",
@@ -169,6 +173,30 @@ def holding(connection: Connection, digests: Collection[Digest]) -> list[Checkpo
     ).all()
     found = [c for c in fetch(connection, list(pks)) if {f.digest for f in c.files} == wanted]
     return sorted(found, key=lambda c: (c.created_at, c.version), reverse=True)
+
+
+def holding_alone(connection: Connection, digests: Collection[str]) -> list[tuple[str, Alone]]:
+    """Return the live checkpoints that are one file with one of these digests, newest first."""
+    other = files.alias("other")
+    rows = connection.execute(
+        select(
+            files.c.digest, checkpoints.c.pk, models.c.name.label("model"), checkpoints.c.dataset,
+            checkpoints.c.created_at, checkpoints.c.version,
+        )
+        .join(checkpoints, checkpoints.c.pk == files.c.checkpoint_pk)
+        .join(models, models.c.pk == checkpoints.c.model_pk)
+        .where(
+            sqlite.among(files.c.digest, digests),
+            checkpoints.c.removed_at.is_(None),
+            ~exists().where(
+                other.c.checkpoint_pk == files.c.checkpoint_pk, other.c.digest != files.c.digest
+            ),
+        )
+    ).all()  # fmt: skip
+    return [
+        (digest, (pk, model, dataset))
+        for digest, pk, model, dataset, *_ in sorted(rows, key=lambda r: r[4:], reverse=True)
+    ]
 
 
 # --- conditions -----------------------------------------------------------------------------------
