@@ -81,20 +81,22 @@ def test_a_known_tree_is_looked_into_no_more_and_told_as_before(
     assert taken == []
 
 
-def test_a_changed_file_of_the_same_size_and_time_is_looked_into(
+def test_a_change_amid_a_file_of_the_same_size_and_time_is_looked_into(
     reg: Registry, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tree / "a" / "large.pt"
+    torch.save({"model": "net", "state_dict": {"w": torch.zeros(100_000)}}, path)
+    settle()
     reg.import_(tree)
-    path = tree / "a" / "epoch=1.pt"
     before = path.stat()
-    data = path.read_bytes()
-    path.write_bytes(data.replace(torch.full((3,), 1.0).numpy().tobytes(),
-                                  torch.full((3,), 7.0).numpy().tobytes()))  # fmt: skip
+    with path.open("r+b") as opened:
+        opened.seek(before.st_size // 2)
+        opened.write(b"\1")  # between head and tail, where no probe sees it
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
     taken = looked_into(monkeypatch)
-    reg.import_(tree)
-    assert taken == ["a/epoch=1.pt"]
+    assert [f.path for f in reg.import_(tree).added] == ["a/large.pt"]
+    assert taken == ["a/large.pt"]
 
 
 def test_a_file_whose_stamp_lies_is_told_by_its_probe(
@@ -154,7 +156,11 @@ def test_a_lost_or_damaged_memory_loses_nothing(reg: Registry, tree: Path, harm:
     elif harm == "cut":
         kept.write_bytes(data[: len(data) // 2])
     elif harm == "flipped":
-        kept.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+        verdicts = json.loads(data.partition(b"\n")[2])["verdicts"]
+        digest = next(v[1][0] for v in verdicts if len(v[1]) == 1).encode()
+        damaged = data.replace(b'["' + digest + b'"]', b"[]")  # a checkpoint is none any more
+        assert damaged != data
+        kept.write_bytes(damaged)
     else:
         kept.write_bytes(b"")
     again = reg.import_(tree)
