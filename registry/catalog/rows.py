@@ -14,7 +14,16 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, literal, null, select, union_all
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 
 from ..errors import DamagedError
 from ..records import Checkpoint, RunRecord
@@ -88,6 +97,43 @@ def metric_seal(id: str, name: str, value: float, author: str | None, at: str) -
     return seal([id, name, float(value), author, at])
 
 
+# Made once: to build them takes longer than to run them.
+_PKS: Final[BindParameter[Any]] = bindparam("pks", expanding=True)
+_ROWS: Final = (
+    select(
+        checkpoints,
+        models.c.name.label("model"),
+        runs.c.id.label("run_id"),
+        runs.c.name.label("run_name"),
+        records.c.record,
+        records.c.seal,
+    )
+    .outerjoin(models, models.c.pk == checkpoints.c.model_pk)
+    .outerjoin(runs, runs.c.pk == checkpoints.c.run_pk)
+    .outerjoin(records, records.c.checkpoint_pk == checkpoints.c.pk)
+    .where(checkpoints.c.pk.in_(_PKS))
+)
+_NO: Final = null()
+_DETAILS: Final = union_all(
+    select(
+        metrics.c.checkpoint_pk.label("pk"),
+        literal_column("'metric'").label("kind"),
+        metrics.c.name,
+        metrics.c.value,
+        metrics.c.author,
+        metrics.c.recorded_at,
+        metrics.c.seal,
+    ).where(metrics.c.checkpoint_pk.in_(_PKS)),
+    select(tags.c.checkpoint_pk, literal_column("'tag'"), tags.c.name, _NO, _NO, _NO, _NO).where(
+        tags.c.checkpoint_pk.in_(_PKS)
+    ),
+    select(
+        aliases.c.checkpoint_pk, literal_column("'alias'"), aliases.c.name, _NO, _NO, _NO, _NO
+    ).where(aliases.c.checkpoint_pk.in_(_PKS)),
+)
+"""What a checkpoint has several of: metrics, tags, aliases."""
+
+
 def fetch(connection: Connection, pks: Sequence[int]) -> list[Checkpoint]:
     """Return whole checkpoints in the order of their keys, each checked.
 
@@ -96,53 +142,13 @@ def fetch(connection: Connection, pks: Sequence[int]) -> list[Checkpoint]:
     """
     if not pks:
         return []
-    rows = connection.execute(
-        select(
-            checkpoints,
-            models.c.name.label("model"),
-            runs.c.id.label("run_id"),
-            runs.c.name.label("run_name"),
-            records.c.record,
-            records.c.seal,
-        )
-        .outerjoin(models, models.c.pk == checkpoints.c.model_pk)
-        .outerjoin(runs, runs.c.pk == checkpoints.c.run_pk)
-        .outerjoin(records, records.c.checkpoint_pk == checkpoints.c.pk)
-        .where(checkpoints.c.pk.in_(pks))
-    ).all()
+    rows = connection.execute(_ROWS, {"pks": pks}).all()
     rest: dict[int, list[Row[Any]]] = {}
-    details = connection.execute(_details(pks)).all()
+    details = connection.execute(_DETAILS, {"pks": pks}).all()
     for pk, group in groupby(sorted(details, key=lambda r: r.pk), key=lambda r: r.pk):
         rest[pk] = list(group)
     found = {row.pk: _checkpoint(row, rest.get(row.pk, ())) for row in rows}
     return [found[pk] for pk in pks if pk in found]
-
-
-def _details(pks: Sequence[int]) -> Any:
-    """Return one statement for what a checkpoint has several of: metrics, tags, aliases."""
-    return union_all(
-        select(
-            metrics.c.checkpoint_pk.label("pk"),
-            literal("metric").label("kind"),
-            metrics.c.name,
-            metrics.c.value,
-            metrics.c.author,
-            metrics.c.recorded_at,
-            metrics.c.seal,
-        ).where(metrics.c.checkpoint_pk.in_(pks)),
-        select(
-            tags.c.checkpoint_pk, literal("tag"), tags.c.name, null(), null(), null(), null()
-        ).where(tags.c.checkpoint_pk.in_(pks)),
-        select(
-            aliases.c.checkpoint_pk,
-            literal("alias"),
-            aliases.c.name,
-            null(),
-            null(),
-            null(),
-            null(),
-        ).where(aliases.c.checkpoint_pk.in_(pks)),
-    )
 
 
 def _checkpoint(row: Row[Any], details: Sequence[Row[Any]]) -> Checkpoint:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, or_, select, update
 
 from ..blobs import Blob
 from ..errors import DamagedError, NotFoundError
@@ -49,46 +49,91 @@ from .settling import NewFile, blob_of
 SEALED: Final = "seal"
 
 
+# Made once: building them took most of the time, and each commit asks twice.
+_PK: Final[BindParameter[int]] = bindparam("pk")
+_OF, _INDEX = blobs.alias("of"), blobs.alias("index")
+_BEFORE, _AFTER = checkpoints.alias("before"), checkpoints.alias("after")
+
+_ROW: Final = (
+    select(
+        checkpoints.c.pk, checkpoints.c.run_pk, checkpoints.c.signature,
+        checkpoints.c.raw_signature, checkpoints.c.removed_by, checkpoints.c.collected_at,
+        records.c.record, models.c.created_at.label("model_created_at"), models.c.metric,
+        models.c.mode,
+    )
+    .join(models, models.c.pk == checkpoints.c.model_pk)
+    .outerjoin(records, records.c.checkpoint_pk == checkpoints.c.pk)
+    .where(checkpoints.c.id == bindparam("id"))
+)  # fmt: skip
+_RUN: Final = (
+    select(runs, models.c.name.label("model"))
+    .join(models, models.c.pk == runs.c.model_pk)
+    .where(runs.c.pk == _PK)
+)
+_TAGS: Final = select(tags).where(tags.c.checkpoint_pk == _PK).order_by(tags.c.name)
+_METRICS: Final = select(metrics).where(metrics.c.checkpoint_pk == _PK).order_by(metrics.c.name)
+_SIGNATURES: Final = (
+    select(signatures)
+    .where(signatures.c.digest.in_([bindparam("signature"), bindparam("raw")]))
+    .order_by(signatures.c.digest)
+)
+_FILES: Final = (
+    select(
+        files.c.name.label("file"),
+        _OF.c.digest, _OF.c.size_bytes, _OF.c.name, _OF.c.probe,
+        _INDEX.c.digest.label("index_digest"),
+        _INDEX.c.size_bytes.label("index_size"),
+        _INDEX.c.name.label("index_name"),
+    )
+    .join(_OF, _OF.c.digest == files.c.digest)
+    .outerjoin(_INDEX, _INDEX.c.digest == files.c.index_digest)
+    .where(files.c.checkpoint_pk == _PK)
+    .order_by(files.c.name)
+)  # fmt: skip
+_MOVES: Final = (
+    select(
+        alias_moves.c.name,
+        _BEFORE.c.id.label("before"),
+        _AFTER.c.id.label("after"),
+        alias_moves.c.author,
+        alias_moves.c.moved_at,
+    )
+    .outerjoin(_BEFORE, _BEFORE.c.pk == alias_moves.c.from_pk)
+    .outerjoin(_AFTER, _AFTER.c.pk == alias_moves.c.to_pk)
+    .where(or_(alias_moves.c.from_pk == _PK, alias_moves.c.to_pk == _PK))
+    .order_by(alias_moves.c.pk)
+)
+
+
 def whole(connection: Connection, id: str) -> dict[str, Any]:
     """Return a checkpoint's whole record.
 
     Raises:
         NotFoundError: there is no such checkpoint.
     """
-    row = connection.execute(
-        select(checkpoints, records.c.record)
-        .outerjoin(records, records.c.checkpoint_pk == checkpoints.c.pk)
-        .where(checkpoints.c.id == id)
-    ).one_or_none()
+    row = connection.execute(_ROW, {"id": id}).one_or_none()
     if row is None:
         raise NotFoundError(f"no checkpoint has the id {id!r}")
     checkpoint = fetch(connection, [row.pk])[0]
-    model = connection.execute(select(models).where(models.c.pk == row.model_pk)).one()
-    run = connection.execute(
-        select(runs, models.c.name.label("model"))
-        .join(models, models.c.pk == runs.c.model_pk)
-        .where(runs.c.pk == row.run_pk)
-    ).one_or_none()
+    run = None
+    if row.run_pk is not None:
+        run = connection.execute(_RUN, {"pk": row.run_pk}).one()
     plain = {
         "format": FORMAT,
         "checkpoint": checkpoint.to_dict(),
         "run": None if run is None else run_of(run).to_dict(),
         "blobs": _files(connection, row.pk),
-        "model": {"created_at": model.created_at, "metric": model.metric, "mode": model.mode},
+        "model": {"created_at": row.model_created_at, "metric": row.metric, "mode": row.mode},
         "metrics": _metrics(connection, row.pk, json.loads(row.record)["metrics"]),
         "tags": [
             {"name": tag.name, "author": tag.author, "tagged_at": tag.tagged_at}
-            for tag in connection.execute(
-                select(tags).where(tags.c.checkpoint_pk == row.pk).order_by(tags.c.name)
-            )
+            for tag in connection.execute(_TAGS, {"pk": row.pk})
         ],
         "moves": _moves(connection, row.pk),
         "signatures": [
             {"digest": one.digest, "tensors": json.loads(one.tensors)}
             for one in connection.execute(
-                select(signatures)
-                .where(signatures.c.digest.in_([row.signature, row.raw_signature]))
-                .order_by(signatures.c.digest)
+                _SIGNATURES, {"signature": row.signature, "raw": row.raw_signature}
             )
         ],
         "removed_by": row.removed_by,
@@ -98,20 +143,7 @@ def whole(connection: Connection, id: str) -> dict[str, Any]:
 
 
 def _files(connection: Connection, pk: int) -> list[dict[str, Any]]:
-    of, index = blobs.alias("of"), blobs.alias("index")
-    rows = connection.execute(
-        select(
-            files.c.name.label("file"),
-            of.c.digest, of.c.size_bytes, of.c.name, of.c.probe,
-            index.c.digest.label("index_digest"),
-            index.c.size_bytes.label("index_size"),
-            index.c.name.label("index_name"),
-        )
-        .join(of, of.c.digest == files.c.digest)
-        .outerjoin(index, index.c.digest == files.c.index_digest)
-        .where(files.c.checkpoint_pk == pk)
-        .order_by(files.c.name)
-    )  # fmt: skip
+    rows = connection.execute(_FILES, {"pk": pk})
     return [
         {
             "file": row.file,
@@ -130,9 +162,7 @@ def _blob(digest: str, size_bytes: int, name: str) -> dict[str, object]:
 
 
 def _metrics(connection: Connection, pk: int, first: Mapping[str, float]) -> list[dict[str, Any]]:
-    rows = connection.execute(
-        select(metrics).where(metrics.c.checkpoint_pk == pk).order_by(metrics.c.name)
-    )
+    rows = connection.execute(_METRICS, {"pk": pk})
     return [
         {
             "name": row.name,
@@ -147,20 +177,7 @@ def _metrics(connection: Connection, pk: int, first: Mapping[str, float]) -> lis
 
 def _moves(connection: Connection, pk: int) -> list[dict[str, Any]]:
     """Return the moves of aliases to a checkpoint and away from it, in order."""
-    before, after = checkpoints.alias("before"), checkpoints.alias("after")
-    rows = connection.execute(
-        select(
-            alias_moves.c.name,
-            before.c.id.label("before"),
-            after.c.id.label("after"),
-            alias_moves.c.author,
-            alias_moves.c.moved_at,
-        )
-        .outerjoin(before, before.c.pk == alias_moves.c.from_pk)
-        .outerjoin(after, after.c.pk == alias_moves.c.to_pk)
-        .where(or_(alias_moves.c.from_pk == pk, alias_moves.c.to_pk == pk))
-        .order_by(alias_moves.c.pk)
-    )
+    rows = connection.execute(_MOVES, {"pk": pk})
     return [
         {
             "name": row.name,
