@@ -110,12 +110,17 @@ def settle() -> None:
     os.sync()
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment of an installed package: its modules are compiled once, not always."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
 def child(code: str, **words: Any) -> dict[str, Any]:
     """Run Python in a process of its own; return what it printed last, as JSON."""
     text = "\n".join(f"{name} = {value!r}" for name, value in words.items()) + "\n" + code
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", text], capture_output=True, text=True, check=True, env=_environment()
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -123,7 +128,7 @@ def child(code: str, **words: Any) -> dict[str, Any]:
 
 def process(*words: str, env: Mapping[str, str] | None = None) -> Callable[[], object]:
     """Return what runs a command to its end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {**_environment(), **(env or {})}
 
     def run() -> None:
         subprocess.run(words, check=True, capture_output=True, env=environment)
