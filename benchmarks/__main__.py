@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import speed
+from . import rivals, speed
 from .timing import Row, table
 
 
@@ -25,6 +25,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     names = ("in_and_out", "saves", "loads", "commands")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--rivals", action="store_true",
+        help="other tools too; they are installed in an environment in your cache",
+    )  # fmt: skip
     given = parser.parse_args(words)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -37,6 +41,8 @@ def main(words: list[str] | None = None) -> int:
             rows += speed.loads(folder, given.mib, given.rounds)
         if "commands" in given.only:
             rows += speed.commands(folder, given.rounds)
+        if given.rivals:
+            rows += rivals.rivals(folder, given.mib, given.rounds)
     print(table(rows))
     if given.json is not None:
         machine = {

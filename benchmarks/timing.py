@@ -77,13 +77,18 @@ def rounds(
         pair = [(ours, row.times), (theirs, row.others)]
         for act, times in pair if number % 2 else reversed(pair):
             before()
-            began = time.perf_counter()
-            act()
-            took = time.perf_counter() - began
+            took = timed(act)
             if number:
                 times.append(took)
     told(row)
     return row
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Return how many seconds it takes."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
 
 
 def told(row: Row) -> None:
@@ -116,11 +121,23 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 
-def child(code: str, **words: Any) -> dict[str, Any]:
-    """Run Python in a process of its own; return what it printed last, as JSON."""
+def child(
+    code: str, *, python: str = sys.executable, env: Mapping[str, str] | None = None, **words: Any
+) -> dict[str, Any]:
+    """Run Python in a process of its own; return what it printed last, as JSON.
+
+    Args:
+        python: which interpreter.
+        env: added to the environment.
+        words: what the code finds as variables.
+    """
     text = "\n".join(f"{name} = {value!r}" for name, value in words.items()) + "\n" + code
     done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, check=True, env=_environment()
+        [python, "-c", text],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**_environment(), **(env or {})},
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
