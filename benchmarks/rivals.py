@@ -17,7 +17,7 @@ import torch
 
 from registry import Registry
 
-from .speed import Fresh, copy, trained
+from .speed import Fresh, copy, network
 from .timing import Row, child, settle, timed, told
 
 PACKAGES = ("mlflow", "dvc", "aim", "wandb")
@@ -122,12 +122,8 @@ def environment() -> Path:
 def rivals(folder: Path, mib: int, count: int) -> Iterator[Row]:
     """Push of a file by other tools, each beside a copy; best; and plain torch with mmap."""
     python = environment()
-    net, optimizer = trained(mib)
     source, dest, tiny = folder / "source.pt", folder / "copy.pt", folder / "tiny.pt"
-    torch.save({"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}, source)
-    torch.save({}, tiny)
-    del optimizer
-    fresh = Fresh(source)
+    fresh = Fresh(source, mib)
     for what, code in _PUSH.items():
         with tempfile.TemporaryDirectory(dir=folder) as at:
             row = Row(f"{what}, {mib} MiB", "cp + fsync", None)
@@ -147,8 +143,8 @@ def rivals(folder: Path, mib: int, count: int) -> Iterator[Row]:
     dest.unlink(missing_ok=True)
     yield _best(folder, python, 1_000, count)
     weights = folder / "weights.pt"
-    torch.save(net.state_dict(), weights)
-    del net
+    torch.save(network(mib // 3).state_dict(), weights)
+    torch.save({}, tiny)
     row = Row(f"torch.load(mmap=True) + load_state_dict, {mib // 3} MiB", "without mmap", None)
     for number in range(count + 1):
         words = {"path": str(weights), "tiny": str(tiny), "mib": mib // 3}

@@ -51,19 +51,22 @@ def copy(source: Path, dest: Path) -> None:
 
 
 class Fresh:
-    """New numbers in a file, so that no twin of it is there; written past all measuring."""
+    """A checkpoint's file as the next epoch writes it, so that no twin of it is there; written past
+    all measuring.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mib: int) -> None:
         self.path = path
-        self._n = 0
+        self._net, self._optimizer = trained(mib)
+        self()
 
     def __call__(self) -> None:
-        """Change a few of its bytes in place (a tensor's, deep inside), and settle."""
-        self._n += 1
-        with self.path.open("r+b") as file:
-            file.seek(os.path.getsize(self.path) // 2)
-            file.write(self._n.to_bytes(8, "little"))
-            os.fsync(file.fileno())
+        """Change a tensor, write the file anew, and settle."""
+        with torch.no_grad():
+            next(self._net.parameters()).add_(0.001)
+        self.path.unlink(missing_ok=True)
+        states = {"state_dict": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
+        torch.save({"model": "net", **states}, self.path)
         settle()
 
 
@@ -81,16 +84,9 @@ print(json.dumps({"kib": peak_kib() - bare}))
 
 def in_and_out(folder: Path, mib: int, count: int) -> Iterator[Row]:
     """Push and pull of a file."""
-    net, optimizer = trained(mib)
-    source = folder / "source.pt"
-    torch.save(
-        {"model": "net", "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()},
-        source,
-    )
-    del net, optimizer
-    place, dest = folder / "reg", folder / "copy.pt"
+    source, place, dest = folder / "source.pt", folder / "reg", folder / "copy.pt"
+    fresh = Fresh(source, mib)
     reg = Registry.create(place)
-    fresh = Fresh(source)
 
     def clear() -> None:
         """Let no copy fill the disk, and settle."""
