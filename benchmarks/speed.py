@@ -207,9 +207,9 @@ def saves(folder: Path, mib: int, count: int) -> Iterator[Row]:
     written()
     yield row
 
-    small, adam = trained(10)
+    small, adam = trained(30)
     yield rounds(
-        Row("save 10 MiB, whole call", "torch.save + fsync", 1.5),
+        Row("save of a 10 MiB model with Adam's state, whole call", "torch.save + fsync", 1.5),
         lambda: reg.save(small, model="small", optimizer=adam),
         lambda: by_hand(small, adam), 3 * count, before=clear,
     )  # fmt: skip
@@ -308,7 +308,7 @@ def commands(folder: Path, count: int) -> Iterator[Row]:
     """Start-up of the command line, and a second import of a tree."""
     place, tree = folder / "reg", folder / "tree"
     tree.mkdir()
-    for number in range(200):
+    for number in range(1_000):
         net = nn.Linear(30, 30)
         torch.save(
             {"model": "net", "epoch": number, "state_dict": net.state_dict()}, tree / f"{number}.pt"
@@ -330,9 +330,9 @@ def commands(folder: Path, count: int) -> Iterator[Row]:
                     found.digest()
                     os.close(fd)
 
-        row = Row("a second import of 200 unchanged files", "stat and one probe of each", 1.5)
+        row = Row("a second import of 1,000 unchanged files", "stat and one probe of each", 1.5)
         rounds(row, lambda: reg.import_(tree), probes, 10 * count)
-        each = 1e6 * statistics.median(row.times) / 200
+        each = 1e6 * statistics.median(row.times) / 1_000
         began = time.perf_counter()
         told = reg.import_(tree).to_dict()
         read = 1e3 * (time.perf_counter() - began) / len(told["files"])
