@@ -31,7 +31,7 @@ from ..where import (
     Or,
 )
 
-_OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -72,7 +72,7 @@ def compile(expression: Expression) -> ColumnElement[bool]:
             there = _there(field)
             return there if op == "!=" else not_(there)
         case Compare(field, op, value):
-            return _value(field, _kind(value), lambda found: _OPERATORS[op](found, value))
+            return _value(field, _kind(value), lambda found: OPERATORS[op](found, value))
         case In(field, values, negated):
             return _value(
                 field,
@@ -161,10 +161,15 @@ def _metric(name: str, test: Test | None) -> ColumnElement[bool]:
         return and_(
             checkpoints.c.acc.is_not(None), *([] if test is None else [test(checkpoints.c.acc)])
         )
-    return exists().where(
-        metrics.c.checkpoint_pk == checkpoints.c.pk,
-        metrics.c.name == name,
-        *([] if test is None else [test(metrics.c.value)]),
+    # Only the checkpoint is the list's: one that is sorted by a metric reads that table too.
+    return (
+        exists()
+        .where(
+            metrics.c.checkpoint_pk == checkpoints.c.pk,
+            metrics.c.name == name,
+            *([] if test is None else [test(metrics.c.value)]),
+        )
+        .correlate(checkpoints)
     )
 
 

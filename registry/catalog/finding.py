@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -27,13 +27,14 @@ from sqlalchemy import (
 
 from .. import sqlite
 from ..records import Checkpoint
-from ..tables import checkpoints, files, metrics, models, runs, signatures, tags
+from ..tables import checkpoints, files, metrics, models, runs, signatures
 from ..values import Digest, canonical_json
-from ..where import COLUMNS, Expression
+from ..where import COLUMNS, Compare, Expression, Labels
 from . import filters
 from .naming import listed, metric_names, the_model
+from .narrowing import Condition, Scope, Way, cheapest, dataset_of, expressed
 from .rows import fetch
-from .scopes import ANY, Dataset, of_dataset
+from .scopes import ANY, Dataset, datasets, of_dataset
 
 Alone = tuple[int, str, str | None]
 """A checkpoint of one file: its key, model and dataset."""
@@ -43,6 +44,9 @@ _ALWAYS_THERE: Final = frozenset(
      "tensors", "size_bytes", "origin", "created_at", "provenance.topology",
      "provenance.key_style"}
 )  # fmt: skip
+
+_APART: Final = 50
+"""From how many datasets a list that is sorted by a metric is put together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +118,17 @@ def page(connection: Connection, query: Query, *, size: int, after: str | None) 
     """Return the part of a list that follows a place."""
     model_pk = None if query.model is None else int(the_model(connection, query.model).pk)
     order = _sort(connection, query, model_pk)
-    conditions = _conditions(query, model_pk)
+    if query.dataset is ANY and query.where is not None:
+        query = replace(query, dataset=dataset_of(query.where))
+    way = cheapest(connection, _conditions(query, model_pk), _walked(query, order, model_pk))
     place = _Place(rest=False) if after is None else _Place.parse(after)
     rows: list[Any] = []
     if not place.rest:
-        rows = _rows(connection, query, order, conditions, place, model_pk, size + 1)
+        rows = _rows(connection, query, order, way, place, model_pk, size + 1)
         if len(rows) <= size and order.optional:
             place = _Place(rest=True)
     if place.rest:
-        without = _without(connection, order, conditions, place, size + 1 - len(rows))
+        without = _without(connection, order, way, place, size + 1 - len(rows))
         rows = [*rows, *without]
     kept = rows[:size]
     following = None
@@ -142,7 +148,7 @@ def count(connection: Connection, query: Query) -> int:
         if row is not None:
             return int(row._mapping[counter.name])
         return int(connection.scalar(select(func.coalesce(func.sum(counter), 0))) or 0)
-    conditions = _conditions(query, None if row is None else int(row.pk))
+    conditions = [c.sql for c in _conditions(query, None if row is None else int(row.pk))]
     return int(
         connection.scalar(select(func.count()).select_from(checkpoints).where(*conditions)) or 0
     )
@@ -202,34 +208,56 @@ def holding_alone(connection: Connection, digests: Collection[str]) -> list[tupl
 # --- conditions -----------------------------------------------------------------------------------
 
 
-def _conditions(query: Query, model_pk: int | None) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    raw = checkpoints.c.raw_signature
+def _conditions(query: Query, model_pk: int | None) -> list[Condition]:
+    """Return the conditions of a list, with their ways through an index if removed ones stay out:
+    no index has those.
+    """
+    scope = Scope(model_pk, query.dataset)
+    found: list[Condition] = []
     if model_pk is not None:
-        found.append(checkpoints.c.model_pk == model_pk)
-    if query.dataset is not ANY:
-        found.append(of_dataset(checkpoints.c.dataset, query.dataset))
-    if query.run is not None:
-        found.append(
-            checkpoints.c.run_pk
-            == select(runs.c.pk).where(runs.c.id == query.run).scalar_subquery()
-        )
+        found.append(Condition(checkpoints.c.model_pk == model_pk, "model_pk"))
     if not query.include_removed:
-        found.append(checkpoints.c.removed_at.is_(None))
-    found.extend(
-        exists().where(tags.c.checkpoint_pk == checkpoints.c.pk, tags.c.name == tag)
-        for tag in query.tags
-    )
+        found.append(Condition(checkpoints.c.removed_at.is_(None), "removed_at"))
+    if query.run is not None:
+        run = select(runs.c.pk).where(runs.c.id == query.run).scalar_subquery()
+        condition = checkpoints.c.run_pk == run
+        found.append(Condition(condition, None, scope.live(condition)))
+    for tag in query.tags:
+        found += expressed(Compare(Labels("tags"), "==", tag), scope)
     if query.where is not None:
-        found.append(filters.compile(query.where))
+        found += expressed(query.where, scope)
+    if query.dataset is not ANY:
+        condition = of_dataset(checkpoints.c.dataset, query.dataset)
+        found.append(Condition(condition, "dataset", scope.live(scope.models, condition)))
     if query.memory_bytes is not None:
         sized = select(signatures.c.digest).where(signatures.c.size_bytes <= query.memory_bytes)
-        found.append(checkpoints.c.tensors > 0)
-        found.append(checkpoints.c.signature.in_(sized))
+        condition = checkpoints.c.signature.in_(sized)
+        found.append(Condition(checkpoints.c.tensors > 0))
+        found.append(Condition(condition, None, scope.live(condition)))
     if query.signature is not None:
-        wanted = query.signature
-        found.append(or_(checkpoints.c.signature == wanted, and_(raw.is_not(None), raw == wanted)))
+        raw, wanted = checkpoints.c.raw_signature, query.signature
+        condition = or_(checkpoints.c.signature == wanted, and_(raw.is_not(None), raw == wanted))
+        found.append(Condition(condition, None, scope.live(condition)))
+    if query.include_removed:
+        return [replace(condition, reach=None) for condition in found]
     return found
+
+
+def _walked(query: Query, order: _Sort, model_pk: int | None) -> tuple[str, ...] | None:
+    """Return the columns by which checkpoints are found in the order of a list; None: by none."""
+    name = query.sort.removeprefix("-").removeprefix("metrics.")
+    of_model = model_pk is not None
+    if query.include_removed:
+        return None
+    if order.metric is not None:  # an index of the metrics has it
+        if query.dataset is not ANY:
+            return ("dataset",) if of_model else None
+        return () if of_model else None
+    if name == "created_at":
+        return ("model_pk", "removed_at", name, *(("dataset",) if of_model else ()))
+    if name == "version" and of_model:
+        return ("model_pk", "removed_at", name, "dataset")
+    return ("model_pk", "removed_at", name) if name in ("acc", "epoch") and of_model else None
 
 
 def _sort(connection: Connection, query: Query, model_pk: int | None) -> _Sort:
@@ -260,25 +288,44 @@ def _rows(
     connection: Connection,
     query: Query,
     order: _Sort,
-    conditions: list[ColumnElement[bool]],
+    way: Way,
     place: _Place,
     model_pk: int | None,
     limit: int,
 ) -> list[Any]:
     value, version, pk = order.value, checkpoints.c.version, checkpoints.c.pk
+    apart = order.metric is not None and model_pk is not None and query.dataset is ANY
+    if apart and not way.few and not query.include_removed:
+        # The index has each dataset's values in order, but not those of all.
+        scope = (
+            metrics.c.model_pk == model_pk, metrics.c.name == order.metric,
+            metrics.c.live == true(),
+        )  # fmt: skip
+        each = datasets(connection, metrics, scope, most=_APART)
+        if len(each) <= _APART:
+            found = [
+                row
+                for name in each
+                for row in _rows(
+                    connection, replace(query, dataset=name), order, way, place, model_pk, limit
+                )
+            ]
+            found.sort(key=lambda row: (row.version, row.pk), reverse=True)
+            found.sort(key=lambda row: row.value, reverse=order.descending)
+            return found[:limit]
     statement = select(
         pk, checkpoints.c.id, version, value.label("value"), literal(False).label("rest")
-    ).where(*conditions)
+    ).where(*way.conditions)
     if order.metric is not None:
         statement = statement.join(metrics, metrics.c.checkpoint_pk == pk).where(
             metrics.c.name == order.metric
         )
         # The same once more on the metrics' own columns, where the index on them can serve.
-        if model_pk is not None:
+        if model_pk is not None and not way.few:
             statement = statement.where(metrics.c.model_pk == model_pk)
-        if query.dataset is not ANY:
+        if query.dataset is not ANY and not way.few:
             statement = statement.where(of_dataset(metrics.c.dataset, query.dataset))
-        if not query.include_removed:
+        if not query.include_removed and not way.few:
             statement = statement.where(metrics.c.live == true())
     elif order.optional:
         statement = statement.where(value.is_not(None))
@@ -298,7 +345,7 @@ def _rows(
 def _without(
     connection: Connection,
     order: _Sort,
-    conditions: list[ColumnElement[bool]],
+    way: Way,
     place: _Place,
     limit: int,
 ) -> list[Any]:
@@ -311,7 +358,7 @@ def _without(
     )
     statement = select(
         pk, checkpoints.c.id, version, literal(True).label("rest"), null().label("value")
-    ).where(*conditions, lacking)
+    ).where(*way.conditions, lacking)
     if place.version is not None:
         statement = statement.where(_below(place))
     return list(connection.execute(statement.order_by(version.desc(), pk.desc()).limit(limit)))

@@ -41,13 +41,21 @@ def shown(dataset: str | None) -> str:
 
 
 def datasets(
-    connection: Connection, table: Table, scope: Sequence[ColumnElement[bool]]
+    connection: Connection,
+    table: Table,
+    scope: Sequence[ColumnElement[bool]],
+    *,
+    most: int | None = None,
 ) -> list[str | None]:
-    """Return the datasets of the rows in a scope, by steps through an index."""
+    """Return the datasets of the rows in a scope, by steps through an index.
+
+    Args:
+        most: where there are more, one or two more than this come.
+    """
     column = table.c.dataset
     found: list[str | None] = []
     after: tuple[ColumnElement[bool], ...] = ()
-    while True:
+    while most is None or len(found) <= most:
         name = connection.scalar(select(func.min(column)).where(*scope, *after))
         if name is None:
             break
