@@ -1,1 +1,1 @@
-"""Measurements, each a module to run: `python -m benchmarks.million`."""
+"""Measurements beside limits and rivals: `python -m benchmarks`."""

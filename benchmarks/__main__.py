@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import rivals, speed
+from . import million, rivals, speed
 from .timing import Row, table
 
 
@@ -23,7 +23,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on which disk; default a temporary folder")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    names = ("in_and_out", "saves", "loads", "commands")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of million")
+    parser.add_argument("--at", type=Path, help="where million's registry is kept, or already is")
+    names = ("in_and_out", "saves", "loads", "commands", "million")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--rivals", action="store_true",
@@ -41,6 +43,8 @@ def main(words: list[str] | None = None) -> int:
             rows += speed.loads(folder, given.mib, given.rounds)
         if "commands" in given.only:
             rows += speed.commands(folder, given.rounds)
+        if "million" in given.only:
+            rows += million.million(folder, given.rounds, rows=given.rows, at=given.at)
         if given.rivals:
             rows += rivals.rivals(folder, given.mib, given.rounds)
     print(table(rows))

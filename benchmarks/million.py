@@ -1,6 +1,7 @@
 """A registry of a million checkpoints: how long each question takes, and how the database finds it.
 
-    python -m benchmarks.million --rows 1000000
+    python -m benchmarks --only million --rows 1000000 --at FOLDER
+    python -m benchmarks.million --at FOLDER        (the plans)
 
 Rows are inserted past the catalog, which would take an hour of commits, but through its own
 columns, records and seals, so that the catalog reads them like any other.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import secrets
 import sqlite3
 import statistics
 import sys
@@ -23,18 +23,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from sqlalchemy import Engine, event
 
-from registry import refs, where
+from registry import Registry, refs, where
 from registry.blobs import Blob
 from registry.blobs.blob import fresh
-from registry.catalog import Catalog, Draft
+from registry.catalog import Catalog
 from registry.catalog.rows import columns_of, metric_seal, record_of, seal
 from registry.records import Checkpoint, File
 from registry.schema import Database
 from registry.signature import KeyStyle, Signature, TensorSpec
 from registry.topology import Device, Topology
-from registry.values import CheckpointId, digest_of, metrics_of, now, time_text
+from registry.values import CheckpointId, digest_of, metrics_of, time_text
+
+from . import timing
 
 MODELS = ("resnet50", "vision/vit-b", "gpt/small", "gpt/medium", "unet")
 """Half of all rows are resnet50's."""
@@ -238,10 +241,7 @@ def explain(path: Path, call: Callable[[], object]) -> list[str]:
 
 
 def questions(catalog: Catalog, some: Checkpoint) -> dict[str, Callable[[], object]]:
-    """Return what is asked, by name."""
-
-    def newest(model: str | None = None, **how: Any) -> Callable[[], object]:
-        return lambda: list(catalog.find(model, limit=50, **how))
+    """Return the questions for one checkpoint, and the counts, by name."""
 
     def get(text: str) -> Callable[[], object]:
         return lambda: catalog.get(refs.parse(text))
@@ -252,88 +252,150 @@ def questions(catalog: Catalog, some: Checkpoint) -> dict[str, Callable[[], obje
             "resnet50", dataset="cifar10", metric="val/loss", mode="min"
         ),
         "latest": lambda: catalog.latest("resnet50", dataset="imagenet"),
-        "highest version": get("resnet50"),
-        "by version": get(some.ref),
-        "by id prefix": get(some.id[:12]),
-        "newest 50": newest(),
-        "newest 50 of a model": newest("resnet50"),
-        "newest 50 of a dataset": newest("resnet50", dataset="imagenet"),
-        "50 best by acc": newest("resnet50", sort="-acc"),
-        "50 least val/loss of a dataset": newest("resnet50", dataset="imagenet", sort="val/loss"),
-        "newest 50 with acc > 0.9": newest("resnet50", where=where.parse("acc > 0.9")),
-        "newest 50 of ddp, wide": newest(where=where.parse('strategy == "ddp" and epoch < 50')),
+        "get NAME": get("resnet50"),
+        "get NAME@vN": get(some.ref),
+        "get by 12 digits of an id": get(some.id[:12]),
         "count of a model": lambda: catalog.count("resnet50"),
         "count of all": lambda: catalog.count(),
         "models": lambda: catalog.models(),
     }
 
 
-def draft(model: str, number: int) -> Draft:
-    """Return a draft of a new checkpoint."""
-    digest, index = digest_of(["new", number, secrets.token_hex(8)]), digest_of(["index", number])
-    blob = fresh(digest, 100_000_000)
-    checkpoint = replace(
-        template(model),
-        id=CheckpointId(secrets.token_hex(16)),
-        version=0,
-        files=(File("model.pt", digest, 100_000_000),),
-        created_at=now(),
-        facts_digest=digest,
-    )
-    files = (("model.pt", blob, fresh(index, 1000), digest),)
-    return Draft(checkpoint=checkpoint, signatures=(SIGNATURE,), files=files)
+LISTS: dict[str, tuple[str | None, str, dict[str, Any]]] = {
+    "newest 50": (None, "", {}),
+    "newest 50 of a model": ("resnet50", "", {}),
+    "newest 50 of a dataset": ("resnet50", "", {"dataset": "imagenet"}),
+    "50 best by acc": ("resnet50", "", {"sort": "-acc"}),
+    "50 least val/loss": ("resnet50", "", {"sort": "val/loss"}),
+    "50 least val/loss of a dataset": (
+        "resnet50", "", {"sort": "val/loss", "dataset": "imagenet"}
+    ),
+    "newest 50 with acc > 0.9 (a tenth)": ("resnet50", "acc > 0.9", {}),
+    "newest 50 with acc > 0.995": ("resnet50", "acc > 0.995", {}),
+    "newest with acc > 0.99999": ("resnet50", "acc > 0.99999", {}),
+    "newest 50 of all models with acc > 0.9": (None, "acc > 0.9", {}),
+    "newest of all models with acc > 0.99999": (None, "acc > 0.99999", {}),
+    "newest 50 with epoch == 3": ("resnet50", "epoch == 3", {}),
+    "newest 50 with a val/loss < 0.3": ("resnet50", 'metrics."val/loss" < 0.3', {}),
+    "newest with a val/loss < 0.001": ("resnet50", 'metrics."val/loss" < 0.001', {}),
+    "newest 50 with acc > 0.9 of a dataset": (
+        "resnet50", 'acc > 0.9 and dataset == "imagenet"', {}
+    ),
+    "newest 50 of ddp with epoch < 50": (None, 'strategy == "ddp" and epoch < 50', {}),
+    "newest with a tag": (None, 'tags == "good"', {}),
+}  # fmt: skip
+"""The lists that an index serves, by name: model, where, and the other words of find."""
+
+SLOW: dict[str, tuple[str | None, str, dict[str, Any]]] = {
+    "no index: strategy == \"tp\" (none is)": ("resnet50", 'strategy == "tp"', {}),
+    "no index: config.lr > 1 (none is)": ("resnet50", "config.lr > 1", {}),
+    "no index: -acc of all models": (None, "", {"sort": "-acc"}),
+    "three conditions, each frequent": (
+        "resnet50", 'acc > 0.9 and epoch == 3 and metrics."val/loss" < 0.3', {}
+    ),
+}  # fmt: skip
+"""Those that none serves: docs/queries.md says why."""
 
 
-def median_ms(call: Callable[[], object], times: int) -> float:
-    """Return the median time of a call that was made once before."""
-    call()
-    taken = []
-    for _ in range(times):
+def lists(catalog: Catalog, named: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """Return the questions for a page of a list, by name."""
+
+    def ask(model: str | None, text: str, how: dict[str, Any]) -> Callable[[], object]:
+        expression = where.parse(text) if text else None
+        return lambda: list(catalog.find(model, where=expression, limit=50, **how))
+
+    return {name: ask(*words) for name, words in named.items()}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def filled(folder: Path, rows: int) -> Registry:
+    """Return the registry of so many checkpoints in a folder, made unless it is there."""
+    if not (folder / "registry.db").exists():
         began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return 1000 * statistics.median(taken)
+        Registry.create(folder).close()
+        fill(folder / "registry.db", rows)
+        taken = time.perf_counter() - began
+        print(f"  made {rows:,} checkpoints in {taken:.0f} s", file=sys.stderr, flush=True)
+    return Registry.open(folder)
+
+
+def cpu_ms(ask: Callable[[], object], times: int = 5) -> float:
+    """Return the processor's share of a call, which other programs can't make longer."""
+    began = time.process_time()
+    for _ in range(times):
+        ask()
+    return 1000 * (time.process_time() - began) / times
+
+
+def million(folder: Path, count: int, *, rows: int, at: Path | None) -> Iterator[timing.Row]:
+    """Ask many checkpoints and a thousand the same, by turns; then push to both.
+
+    Args:
+        at: where the many are kept, or are already.
+    """
+    places = (at or folder / "many", folder / "thousand")
+    many, few = filled(places[0], rows), filled(places[1], 1_000)
+    catalogs = [Catalog(Database.open(place / "registry.db")) for place in places]
+    size = f"{catalogs[0].count(include_removed=True):,}"
+    latest = [catalog.latest("gpt/small", dataset="imagenet") for catalog in catalogs]
+    asked = [questions(*of) for of in zip(catalogs, latest, strict=True)]
+    for name, ask in asked[0].items():
+        row = timing.Row(f"{name}, of {size}", "the same of a thousand", 1.5)
+        timing.rounds(row, ask, asked[1][name], 8 * count)
+        taken = statistics.median(row.times)
+        row.note = f"{1000 * taken:.2f} ms ({cpu_ms(ask):.2f} of CPU)"
+        row.worse = "more than 2 ms" if taken > 0.002 else ""
+        yield row
+    pages, same = (lists(catalog, LISTS) for catalog in catalogs)
+    for name, ask in pages.items():
+        both = timing.rounds(timing.Row("", "", None), ask, same[name], 2 * count)
+        row = timing.Row(f"{name}, of {size}", "25 ms", 1.0, both.times, [0.025] * len(both.times))
+        row.note = f"{1000 * statistics.median(both.times):.1f} ms ({cpu_ms(ask):.1f} of CPU); "
+        row.note += f"of a thousand {1000 * statistics.median(both.others):.1f} ms"
+        yield row
+    pages, same = (lists(catalog, SLOW) for catalog in catalogs)
+    for name, ask in pages.items():
+        row = timing.Row(f"{name}, of {size}", "the same of a thousand", None)
+        timing.rounds(row, ask, same[name], max(1, count // 2))
+        row.note = f"{1000 * statistics.median(row.times):.0f} ms ({cpu_ms(ask):.0f} of CPU)"
+        yield row
+    yield _pushes(folder, many, few, count, size)
+    many.close()
+    few.close()
+
+
+def _pushes(folder: Path, many: Registry, few: Registry, count: int, size: str) -> timing.Row:
+    path = folder / "small.pt"
+
+    def write() -> None:
+        torch.save({"state_dict": {"w": torch.rand(1000)}}, path)
+        timing.settle()
+
+    row = timing.Row(f"push of 4 kB, at {size}", "the same at a thousand", 1.1)
+    timing.rounds(
+        row, lambda: many.push(path, model="resnet50"), lambda: few.push(path, model="resnet50"),
+        8 * count, before=write,
+    )  # fmt: skip
+    row.note = f"{1000 * statistics.median(row.times):.1f} ms"
+    return row
 
 
 def main() -> None:
-    """Make the registry (or take the one that is there) and print the table and the plans."""
+    """Print the plan of each question."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--at", type=Path, help="a folder to keep it in; default: a temporary one")
-    parser.add_argument("--plans", action="store_true", help="print the plans too")
+    parser.add_argument("--rows", type=int, default=1_000)
+    parser.add_argument("--at", type=Path, help="of a registry that is kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.at or Path(temporary)
-        path = folder / "registry.db"
-        if not path.exists():
-            began = time.perf_counter()
-            Database.create(path)
-            fill(path, options.rows)
-            taken = time.perf_counter() - began
-            print(
-                f"made {options.rows:,} checkpoints in {taken:.1f} s "
-                f"({path.stat().st_size / 1e6:,.0f} MB)",
-                file=sys.stderr,
-            )
-        report(path, plans=options.plans)
-
-
-def report(path: Path, *, plans: bool) -> None:
-    """Print what each question takes."""
-    catalog = Catalog(Database.open(path))
-    print(f"{catalog.count(include_removed=True):,} checkpoints\n")
-    asked = questions(catalog, catalog.latest("gpt/small", dataset="imagenet"))
-    for name, call in asked.items():
-        print(f"{name:32} {median_ms(call, 9):9.2f} ms")
-    numbers = iter(range(1_000_000))
-    adding = median_ms(
-        lambda: catalog.add(draft("resnet50", next(numbers)), lambda _: True), times=9
-    )
-    print(f"{'add (durable)':32} {adding:9.2f} ms")
-    if plans:
-        for name, call in asked.items():
+        folder = options.at or Path(temporary) / "registry"
+        filled(folder, options.rows).close()
+        catalog = Catalog(Database.open(folder / "registry.db"))
+        asked = questions(catalog, catalog.latest("gpt/small", dataset="imagenet"))
+        for name, call in (asked | lists(catalog, LISTS | SLOW)).items():
             print(f"\n{name}")
-            for step in dict.fromkeys(explain(path, call)):
+            for step in dict.fromkeys(explain(folder / "registry.db", call)):
                 print(f"    {step}")
 
 
