@@ -46,15 +46,15 @@ def pattern(expected: str) -> re.Pattern[str]:
     return re.compile(text + r"\s*")
 
 
-def test_the_tour_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run_blocks(path: Path) -> int:
+    """Run the Python and the console blocks of a page as one session; return how many ran."""
     names: dict[str, object] = {}
     ran = 0
-    for kind, body in BLOCK.findall(README.read_text()):
+    for kind, body in BLOCK.findall(path.read_text()):
         if kind == "python":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                exec(compile(body, str(README), "exec"), names)
+                exec(compile(body, str(path), "exec"), names)
             ran += 1
         elif kind == "console":
             for part in re.split(r"^\$ ", body, flags=re.M)[1:]:
@@ -65,5 +65,17 @@ def test_the_tour_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 assert done.exit_code == 0, (command, done.output)
                 assert pattern(expected).fullmatch(done.stdout), (command, done.stdout)
                 ran += 1
-    assert ran >= 10
+    return ran
+
+
+def test_the_tour_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(README) >= 10
     assert os.path.exists("best.pt")
+
+
+def test_the_examples_about_questions_run_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(README.parent / "docs" / "queries.md") == 4
