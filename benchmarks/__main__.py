@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import million, rivals, speed
+from . import growth, million, rivals, speed
 from .timing import Row, table
 
 
@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of million")
     parser.add_argument("--at", type=Path, help="where million's registry is kept, or already is")
-    names = ("in_and_out", "saves", "loads", "commands", "million")
+    names = ("in_and_out", "saves", "loads", "commands", "million", "growth")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--rivals", action="store_true",
@@ -45,6 +45,8 @@ def main(words: list[str] | None = None) -> int:
             rows += speed.commands(folder, given.rounds)
         if "million" in given.only:
             rows += million.million(folder, given.rounds, rows=given.rows, at=given.at)
+        if "growth" in given.only:
+            rows += growth.growth(folder, given.mib, given.rounds, at=given.at)
         if given.rivals:
             rows += rivals.rivals(folder, given.mib, given.rounds)
     print(table(rows))
