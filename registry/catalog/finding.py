@@ -32,7 +32,7 @@ from ..values import Digest, canonical_json
 from ..where import COLUMNS, Compare, Expression, Labels
 from . import filters
 from .naming import listed, metric_names, the_model
-from .narrowing import Condition, Scope, Way, cheapest, dataset_of, expressed
+from .narrowing import Condition, Scope, Way, cheapest, counted, dataset_of, expressed
 from .rows import fetch
 from .scopes import ANY, Dataset, datasets, of_dataset
 
@@ -148,10 +148,9 @@ def count(connection: Connection, query: Query) -> int:
         if row is not None:
             return int(row._mapping[counter.name])
         return int(connection.scalar(select(func.coalesce(func.sum(counter), 0))) or 0)
-    conditions = [c.sql for c in _conditions(query, None if row is None else int(row.pk))]
-    return int(
-        connection.scalar(select(func.count()).select_from(checkpoints).where(*conditions)) or 0
-    )
+    way = counted(connection, _conditions(query, None if row is None else int(row.pk)))
+    found = select(func.count()).select_from(checkpoints).where(*way.conditions)
+    return int(connection.scalar(found) or 0)
 
 
 def fits(connection: Connection, digests: Sequence[Digest]) -> list[Checkpoint]:

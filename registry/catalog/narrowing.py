@@ -10,7 +10,7 @@ go with the order. What isn't to choose an index is said as `(…) IS true`, whi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -176,28 +176,41 @@ class Way:
 
 
 def cheapest(
-    connection: Connection, conditions: Sequence[Condition], walked: Collection[str] | None
+    connection: Connection,
+    conditions: Sequence[Condition],
+    walked: Collection[str] | None,
+    few: int | None = None,
 ) -> Way:
     """Return the cheap way to a page.
 
     Args:
         walked: the columns of the index that has the order of the list; None: no index has it.
+        few: how many rows are few; by default `FEW`.
     """
     reaches = [
         condition.reach
         for condition in conditions
         if condition.reach is not None and condition.column not in (walked or ())
     ]
-    most = FEW * len(reaches) ** 2
-    counted = [(_count(connection, reach, most), reach) for reach in reaches]
-    if counted:
-        count, reach = min(counted, key=lambda found: found[0])
+    most = (FEW if few is None else few) * len(reaches) ** 2
+    counts = [(_count(connection, reach, most), reach) for reach in reaches]
+    if counts:
+        count, reach = min(counts, key=lambda found: found[0])
         if count <= most:
-            few = (checkpoints.c.pk.in_(reach), *map(_unindexed, conditions))
-            return Way(few, few=True)
+            return Way((checkpoints.c.pk.in_(reach), *map(_unindexed, conditions)), few=True)
     if walked is None:
         return Way(tuple(condition.sql for condition in conditions))
     return Way(tuple(c.sql if c.column in walked else _unindexed(c) for c in conditions))
+
+
+def counted(connection: Connection, conditions: Sequence[Condition]) -> Way:
+    """Return the cheap way to count all rows of a list.
+
+    A condition on a column is counted in that column's index; one on another table (a metric, a
+    label, a run) would be looked up for each row of the list, unless it leads to its rows.
+    """
+    leading = [c if c.column is None else replace(c, reach=None) for c in conditions]
+    return cheapest(connection, leading, None, few=50 * FEW)
 
 
 def _count(connection: Connection, reach: Rows, most: int) -> int:
