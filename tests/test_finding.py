@@ -118,10 +118,10 @@ def test_where_few_match_only_those_are_read_and_sorted(
 
 
 def pages(catalog: Catalog, query: Query) -> list[str]:
-    """Return the ids of the first hundred of a list, seven a page."""
+    """Return the ids of the first fifty of a list, seven a page."""
     found: list[str] = []
     after = None
-    while len(found) < 100:
+    while len(found) < 50:
         page = catalog.page(query, size=7, after=after)
         found += [c.id for c in page.checkpoints]
         after = page.next
@@ -158,7 +158,7 @@ def test_the_list_is_the_same_on_every_way(
 ) -> None:
     """Walked, read and sorted, or as the counts say: ids, order and total agree."""
     some = 0
-    for query in queries(150):
+    for query in queries(100):
         ways = []
         for few in (-1, 10, 10**9):
             monkeypatch.setattr(narrowing, "FEW", few)
@@ -167,11 +167,11 @@ def test_the_list_is_the_same_on_every_way(
                 include_removed=query.include_removed,
             )  # fmt: skip
             found = pages(catalog, query)
-            assert len(found) == total or len(found) >= 100 <= total
+            assert len(found) == total or len(found) >= 50 <= total
             ways.append((found, total))
         assert ways[0] == ways[1] == ways[2], query
         some += bool(ways[0][0])
-    assert some > 50
+    assert some > 30
 
 
 def test_a_list_by_a_metric_is_put_together_from_its_datasets(catalog: Catalog, path: Path) -> None:

@@ -31,7 +31,8 @@ from .scopes import ANY, Dataset, of_dataset
 
 FEW: Final = 2_000
 """How many rows are read and sorted rather than looked for in order; times the square of the number
-of conditions with an index, since the more there are, the fewer rows of the walk fulfil them all.
+of conditions with an index (up to 3), since the more there are, the fewer rows of the walk fulfil
+them all.
 """
 
 _OF_MODEL: Final = frozenset({"version", "dataset", "epoch", "acc", "created_at"})
@@ -192,7 +193,7 @@ def cheapest(
         for condition in conditions
         if condition.reach is not None and condition.column not in (walked or ())
     ]
-    most = (FEW if few is None else few) * len(reaches) ** 2
+    most = (FEW if few is None else few) * min(len(reaches), 3) ** 2
     counts = [(_count(connection, reach, most), reach) for reach in reaches]
     if counts:
         count, reach = min(counts, key=lambda found: found[0])
