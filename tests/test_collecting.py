@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -21,9 +22,9 @@ from nets import equal, seeded
 from registry import ConflictError, DamagedError, NotFoundError, Registry
 from registry.blobs.local import LocalStore
 from registry.catalog import Catalog, Upkeep
-from registry.collecting import collect
+from registry.collecting import GRACE, collect
 from registry.schema import Database
-from registry.values import now
+from registry.values import duration, now
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,6 +85,11 @@ def check_all_there(reg: Registry) -> int:
 
 
 # --- what goes, and when --------------------------------------------------------------------------
+
+
+def test_the_grace_that_gc_says_is_the_grace_that_is_kept() -> None:
+    said = inspect.signature(Registry.gc).parameters["grace"].default
+    assert duration(said) == GRACE
 
 
 def test_removed_bytes_go_after_the_grace_and_restore_says_so(
