@@ -16,7 +16,7 @@ import torch
 from drafts import draft, held
 from nets import Net, seeded
 
-from registry import CkregWarning, ConflictError, Registry, runs
+from registry import CkregWarning, ConflictError, Registry, surroundings
 from registry.catalog import Added, Catalog
 from registry.cli import run as run_cli
 from registry.records import CarriedRun, RunRecord
@@ -89,14 +89,14 @@ def test_of_a_run_that_a_push_names_no_more_is_known_than_who_named_it(
     assert pushed.run is not None
     run = catalog.run(pushed.run.id)
     assert (run.name, run.command, run.hostname, run.git) == ("try", None, None, None)
-    assert run.author == runs.surroundings.author()
+    assert run.author == surroundings.author()
     assert reg.push(tmp_path / "f.pt", model="net", run="try", epoch=1).run == pushed.run
 
 
 def test_a_save_by_a_new_name_knows_where_it_ran(reg: Registry, catalog: Catalog) -> None:
     saved = reg.save(seeded(1), model="net", run="try")
     assert saved.run is not None
-    assert catalog.run(saved.run.id).hostname == runs.surroundings.hostname()
+    assert catalog.run(saved.run.id).hostname == surroundings.hostname()
 
 
 # --- which came from which ------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_resume_of_one_model_is_nothing_to_another(reg: Registry) -> None:
 
 
 def test_threads_that_save_at_once_save_to_one_run(reg: Registry) -> None:
-    runs.surroundings._git.cache_clear()  # a new run asks git, which takes its time
+    surroundings._git.cache_clear()  # a new run asks git, which takes its time
     start = threading.Barrier(4)
     found: list[Any] = []
 

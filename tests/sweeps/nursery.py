@@ -242,14 +242,16 @@ def _serve(stdin: IO[str], *, torch: bool, lock_timeout_s: float, blind: bool) -
 
 def _warm_up() -> None:
     """Do once what is only imported when it is done."""
+    import importlib
+    import pkgutil
     import tempfile
 
-    import registry.output  # noqa: F401
-    from registry import Registry, cli
-    from registry.commands import COMMANDS
+    import registry
+    from registry import Registry
 
-    for name in COMMANDS:
-        cli.command(name)
+    for module in pkgutil.walk_packages(registry.__path__, "registry."):
+        if "tensors" not in module.name and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     with tempfile.TemporaryDirectory() as folder, Registry.create(f"{folder}/reg") as reg:
         reg.models()
 
