@@ -56,6 +56,14 @@ def fill(reg: Registry, folder: Path) -> None:
     reg.remove("net@v1")
 
 
+def test_a_save_that_tells_parameters_from_buffers_makes_no_record_wrong(
+    reg: Registry, tmp_path: Path
+) -> None:
+    pushed = reg.push(file_of(tmp_path, 1))
+    assert reg.save(seeded(2), model="net").signature == pushed.signature
+    assert reg.verify().findings == ()
+
+
 def snapshot(reg: Registry) -> dict[str, tuple[int, int, int, bytes]]:
     root = Path(reg.location)
     return {
