@@ -99,7 +99,7 @@ def commit(
         if checkpoint.origin == "save" and ours and staged is not None:
             # Hours of training may stand behind these bytes: they stay, and carry their record.
             error.hint = (
-                f"the checkpoint is safe; finish with: {_finish(store, staged, checkpoint)}"
+                f"the checkpoint is safe; finish with: {_finish(catalog, staged, checkpoint)}"
             )
             _drop(store, ours[1:])
         else:
@@ -152,9 +152,9 @@ def _published(
     return blob, index
 
 
-def _finish(store: BlobStore, staged: Staged, checkpoint: Checkpoint) -> str:
+def _finish(catalog: Catalog, staged: Staged, checkpoint: Checkpoint) -> str:
     """Return the command that commits what was saved; the file carries the rest."""
-    words = ["ckreg", "-r", store.location, "push", str(staged.path)]
+    words = ["ckreg", "-r", catalog.location, "push", str(staged.path)]
     for option, values in (("--tag", checkpoint.tags), ("--alias", checkpoint.aliases)):
         for value in values:
             words += [option, value]

@@ -1,4 +1,4 @@
-"""Which registry is meant: a folder given, $CKREG_REGISTRY, ./.ckreg found upward, or ~/.ckreg.
+"""Which registry is meant: a folder or URL given, $CKREG_REGISTRY, ./.ckreg upward, or ~/.ckreg.
 
 Law: a typo never makes a registry, and one that has lost a part is never taken for none. Only the
 default location is made by the first write; every other has to be there, or be made by `ckreg
@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from . import urls
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError, NotWritableError
+from .urls import DatabaseUrl
 
 FOLDER: Final = ".ckreg"
 DATABASE: Final = "registry.db"
@@ -94,11 +96,11 @@ class Location:
         return str(self.folder)
 
 
-def find(given: str | os.PathLike[str] | None = None) -> Location:
+def find(given: str | os.PathLike[str] | None = None) -> Location | DatabaseUrl:
     """Return the registry that is meant.
 
     Raises:
-        ValueError: it is a URL of a kind that this version doesn't serve.
+        ValueError: it is a URL of a kind that isn't served, or can't be read.
         ConflictError: it is a file.
         NotFoundError: it was named, and nothing is there.
         DamagedError: it has lost its database or its marker.
@@ -106,7 +108,9 @@ def find(given: str | os.PathLike[str] | None = None) -> Location:
     """
     named = given if given is not None else os.environ.get("CKREG_REGISTRY") or None
     if named is not None:
-        location = Location(absolute(named))
+        location = place(named)
+        if isinstance(location, DatabaseUrl):
+            return location
         if not location.exists:
             raise NotFoundError(
                 f"there is no registry at {str(location)!r}"
@@ -118,19 +122,24 @@ def find(given: str | os.PathLike[str] | None = None) -> Location:
     return Location(found) if found is not None else Location(home(), default=True)
 
 
+def place(named: str | os.PathLike[str]) -> Location | DatabaseUrl:
+    """Return what a location names: a folder, or a database.
+
+    Raises:
+        ValueError: it is a URL that isn't served, or can't be read.
+        ConflictError: it is a file.
+    """
+    text = os.fspath(named)
+    return urls.parse(text) if urls.is_url(text) else Location(absolute(named))
+
+
 def absolute(named: str | os.PathLike[str]) -> Path:
     """Return the folder that a location names.
 
     Raises:
-        ValueError: it is a URL.
         ConflictError: it is a file.
     """
     text = os.fspath(named)
-    if "://" in text:
-        scheme = text.split("://", 1)[0]
-        raise ValueError(
-            f"a registry at a {scheme}:// URL is not supported by this version; name a folder"
-        )
     folder = Path(os.path.abspath(os.path.expanduser(text)))
     _check_no_file(folder)
     return folder

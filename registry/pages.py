@@ -143,7 +143,8 @@ def info(found: Mapping[str, Any]) -> Page:
             (
                 "place",
                 (
-                    ("free", size(found["free_bytes"])),
+                    ("blobs", found["blobs_at"]),
+                    ("free", "" if found["free_bytes"] is None else size(found["free_bytes"])),
                     ("schema", found["schema"]),
                     ("store", found["store"]),
                 ),

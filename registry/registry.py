@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
-from . import location, refs
+from . import location, places, refs
 from .catalog import Catalog, Page, Query
 from .errors import ConflictError, NotFoundError, warn
 from .pending import PendingSave, Queue
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .planning import LoadPlan
     from .repairing import Rebuilt, Repaired
     from .saves import Optimizers, SaveWords, Stateful
+    from .server import ServerDatabase
     from .signature import Signature
     from .verifying import Verification
 
@@ -70,7 +71,7 @@ class Registry:
         []
     """
 
-    def __init__(self, place: location.Location) -> None:
+    def __init__(self, place: places.Place) -> None:
         """Use `Registry.open` or `Registry.create`."""
         self._location = place
         self._opened: tuple[BlobStore, Catalog] | None = None
@@ -99,14 +100,22 @@ class Registry:
 
     @classmethod
     def create(
-        cls, location_: str | os.PathLike[str], *, shared: Literal["group"] | None = None
+        cls,
+        location_: str | os.PathLike[str],
+        *,
+        blobs: str | os.PathLike[str] | None = None,
+        shared: Literal["group"] | None = None,
     ) -> Registry:
-        """Make a registry in a folder that is empty or not there yet, and open it.
+        """Make a registry in a folder that is empty or not there yet, or in a database; open it.
 
         One that is there already is opened: making it twice, or by many processes at once, is no
         error.
 
         Args:
+            location_: a folder, or `postgresql+psycopg://USER@HOST/NAME` of an empty database.
+            blobs: where the bytes are, if not in the folder: another one, or s3://BUCKET/PREFIX. It
+                is recorded in the database, whose readers must have it too; `CKREG_BLOBS` says
+                where it is on a machine that has it elsewhere.
             shared: "group" lets the folder's group write to it, whatever anybody's umask is:
                 folders are 2775, blobs 0444. By default a new folder is its owner's alone (0700),
                 and one that is there keeps its mode.
@@ -116,26 +125,30 @@ class Registry:
                 is there that isn't shared.
             NotWritableError: it can't be made there.
         """
-        registry = cls(location.Location(location.absolute(location_)))
+        registry = cls(location.place(location_))
         registry._create(
-            shared=shared is not None and one_of(shared, ("group",), "shared") == "group"
+            blobs,
+            shared=shared is not None and one_of(shared, ("group",), "shared") == "group",
         )
         return registry
 
-    def _create(self, *, shared: bool = False) -> None:
+    def _create(self, blobs: str | os.PathLike[str] | None = None, *, shared: bool = False) -> None:
         import shlex
 
         from .blobs import LocalStore
-        from .catalog import Upkeep
 
-        folder = self._location.folder
-        if not self._location.exists:
-            location.check_free(folder)
-            made = LocalStore.create(folder, shared=shared)
-            Upkeep(Database.create(folder / location.DATABASE)).adopt(made.id)
+        place = self._location
+        on_server = not isinstance(place, location.Location)
+        if on_server or not place.exists:
+            if isinstance(place, location.Location):
+                location.check_free(place.folder)
+            places.create_parts(place, blobs, shared=shared)
             if shared:
                 self._parts()[1].set_setting("shared", "group")
-        store, _ = self._parts()
+        store, catalog = self._parts()
+        if blobs is not None:
+            places.check_blobs(catalog, store, blobs)
+        folder = place.folder if isinstance(place, location.Location) else Path(store.location)
         if shared and not (isinstance(store, LocalStore) and store.shared):
             at = shlex.quote(str(folder))
             raise ConflictError(
@@ -145,19 +158,13 @@ class Registry:
             )
 
     def _parts(self) -> tuple[BlobStore, Catalog]:
-        from .blobs import LocalStore
-
         if self._opened is None:
             if not self._location.exists:
                 raise NotFoundError(
                     f"there is no registry at {str(self._location)!r} yet",
                     hint="the first save or push makes it: ckreg push FILE",
                 )
-            folder = self._location.folder
-            self._opened = (
-                LocalStore.open(folder),
-                Catalog(Database.open(folder / location.DATABASE)),
-            )
+            self._opened = places.open_parts(self._location)
         return self._opened
 
     def _for_writing(self) -> tuple[BlobStore, Catalog]:
@@ -169,8 +176,9 @@ class Registry:
         store, catalog = self._parts()
         catalog.check_writable()
         if not self._share_checked:
-            folder = self._location.folder
-            mounts.check_share(folder, folder / "tmp")
+            if isinstance(self._location, location.Location):
+                folder = self._location.folder
+                mounts.check_share(folder, folder / "tmp")
             self._share_checked = True
         store.check_writable()
         return store, catalog
@@ -460,7 +468,7 @@ class Registry:
             optional_text(run, "run"),
             catalog=self._parts()[1] if self.exists else None,
             writer=None if dry_run else importing.Writer(self._for_writing, self.tag),
-            memory=self._location.folder / "imports",
+            memory=places.sightings(self._location),
             progress=progress,
         )
 
@@ -1028,8 +1036,6 @@ class Registry:
 
     def info(self) -> dict[str, Any]:
         """Return what this registry is and holds: location, store, schema, counts, bytes."""
-        import shutil
-
         store, catalog = self._parts()
         models = catalog.models()
         live = sum(m.checkpoints for m in models)
@@ -1044,7 +1050,8 @@ class Registry:
             "removed": catalog.count(include_removed=True) - live,
             "blobs": blobs,
             "size_bytes": size_bytes,
-            "free_bytes": shutil.disk_usage(self.location).free,
+            "blobs_at": store.location,
+            "free_bytes": _free_bytes(store),
         }
 
     def migrate(self) -> Upgrade:
@@ -1111,11 +1118,11 @@ class Registry:
         from . import repairing
         from .blobs import LocalStore
 
-        place = (
-            location.find()
-            if location_ is None
-            else location.Location(location.absolute(location_))
-        )
+        place = location.find() if location_ is None else location.place(location_)
+        if not isinstance(place, location.Location):
+            raise ValueError(
+                f"a database is made anew of records in a folder, not on a server: {place}"
+            )
         store = LocalStore.open(place.folder)
         database = Database(place.folder / location.DATABASE)
         return repairing.rebuild(store, database, replace=replace)
@@ -1156,8 +1163,8 @@ class Registry:
         self._for_writing()  # not before: it sweeps what the plan counts
         return collecting.collect(store, catalog, upkeep, found)
 
-    def _database(self) -> Database:
-        return Database(self._location.folder / location.DATABASE)
+    def _database(self) -> Database | ServerDatabase:
+        return places.database(self._location)
 
     # --- inside ------------------------------------------------------------------------------
 
@@ -1190,6 +1197,17 @@ class Registry:
         change(catalog, id)
         commits.write_record(store, catalog, id)
         return catalog.by_id(id, include_removed=True)
+
+
+def _free_bytes(store: BlobStore) -> int | None:
+    """Return how much room a store in a folder has; others have no end that is known."""
+    import shutil
+
+    from .blobs import LocalStore
+
+    if not isinstance(store, LocalStore):
+        return None
+    return shutil.disk_usage(store.location).free
 
 
 def _query(

@@ -11,12 +11,12 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -35,6 +35,8 @@ from .errors import (
 )
 from .locks import TIMEOUT_S, exclusive
 from .tables import metadata
+
+R = TypeVar("R")
 
 HEAD: Final = "0001"
 """The revision that this ckreg reads and writes; the newest in migrations/."""
@@ -66,6 +68,36 @@ class Lineage:
         inside = here / "migrations"
         return inside if inside.is_dir() else here.parent / "migrations"
 
+    def check_known(self, revision: str) -> None:
+        """Refuse a schema that a newer ckreg made.
+
+        Raises:
+            SchemaVersionError: it is ahead of this ckreg.
+        """
+        if revision > self.head:
+            raise SchemaVersionError(
+                f"the registry's schema is at revision {revision}, and this ckreg knows them up to "
+                f"{self.head}: a newer one made it",
+                hint="pip install -U ckreg",
+            )
+
+    def run(self, connection: Connection) -> None:
+        """Run the migrations to the newest, in the transaction that is open."""
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(self.scripts).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        found = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+        if found != self.head:
+            raise CkregError(
+                f"the migrations in {str(self.scripts)!r} end at {found}, and this ckreg needs "
+                f"{self.head}",
+                hint="pip install --force-reinstall ckreg",
+            )
+
 
 SHIPPED: Final = Lineage()
 
@@ -82,6 +114,45 @@ class Upgrade:
     before: str | None
     after: str
     backup: Path | None
+
+
+class Transactions(Protocol):
+    """What the catalog needs of a database: SQLite's is `Database`, a server's in server.py.
+
+    Laws: 1. A read sees one state. 2. A write happens whole or not at all, and what it returned
+    from is durable. 3. It waits for others for a bounded time, and is an error after that. 4. The
+    work of a write may be done several times, of which one is committed.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where the registry is, as `-r` takes it; without a password."""
+        ...
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """Lend a connection inside one read transaction; fetch whole results before leaving it."""
+        ...
+
+    def writing(self, work: Callable[[Connection], R], *, alongside: bool = False) -> R:
+        """Do some work in one write transaction, and return what it gave.
+
+        Args:
+            alongside: others that add may do so at once: what they both want is settled by rows
+                and constraints. Else nobody else writes meanwhile.
+        """
+        ...
+
+    def check_writable(self) -> None:
+        """Find out before hours of work whether a write could succeed."""
+        ...
+
+    def revision(self) -> str | None:
+        """Return the schema's revision, or None for an empty database."""
+        ...
+
+    def upgrade(self) -> Upgrade:
+        """Bring the schema to the newest revision."""
+        ...
 
 
 class Database:
@@ -103,6 +174,11 @@ class Database:
 
     def __repr__(self) -> str:
         return f"<Database {str(self.path)!r}>"
+
+    @property
+    def location(self) -> str:
+        """The registry's folder."""
+        return str(self.path.parent)
 
     @classmethod
     def open(cls, path: Path, *, lineage: Lineage = SHIPPED) -> Database:
@@ -141,7 +217,7 @@ class Database:
                 return self
             try:
                 with self._migrating(self._creator) as connection:
-                    self._run_migrations(connection)
+                    self._lineage.run(connection)
                 self._share(folder)
             except BaseException:
                 if fresh:  # what we began and never committed, still under the lock
@@ -202,6 +278,15 @@ class Database:
                 self._check_objects(connection)
                 yield connection
                 connection.commit()
+
+    def writing(self, work: Callable[[Connection], R], *, alongside: bool = False) -> R:
+        """Do some work in one write transaction; of SQLite's there is never more than one.
+
+        Raises:
+            as write.
+        """
+        with self.write() as connection:
+            return work(connection)
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[Connection, str | None]]:
@@ -361,12 +446,7 @@ class Database:
         if len(found) != 1:
             raise DamagedError(f"{str(self.path)!r} has {len(found)} schema revisions, not one")
         revision = str(found[0][0])
-        if revision > self._lineage.head:
-            raise SchemaVersionError(
-                f"the registry's schema is at revision {revision}, and this ckreg knows them up to "
-                f"{self._lineage.head}: a newer one made it",
-                hint="pip install -U ckreg",
-            )
+        self._lineage.check_known(revision)
         return revision
 
     def replace(self, fresh: Path, unchanged: Callable[[], None]) -> Path | None:
@@ -418,7 +498,7 @@ class Database:
                     hint=f"when all are ready: ckreg -r {self.path.parent} migrate",
                 )
             backup = None if before is None else self._back_up(before)
-            self._run_migrations(connection)
+            self._lineage.run(connection)
         return Upgrade(before, head, backup)
 
     @staticmethod
@@ -467,22 +547,6 @@ class Database:
                     f"migration, first one of {broken[0][0]}; nothing was changed"
                 )
             connection.commit()
-
-    def _run_migrations(self, connection: Connection) -> None:
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        config.set_main_option("script_location", str(self._lineage.scripts).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        reached = self._revision_in(connection)
-        if reached != self._lineage.head:
-            raise CkregError(
-                f"the migrations in {str(self._lineage.scripts)!r} end at {reached}, and this "
-                f"ckreg needs {self._lineage.head}",
-                hint="pip install --force-reinstall ckreg",
-            )
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SQLite's side of a registry: connections, its errors in our words, SQL that only it speaks.
+"""SQLite's side of a registry: connections, its errors in our words.
 
 Law: a connection lives for one transaction and is set up by one hook, whoever opens it; opening
 never creates a file; nothing but SQLite opens registry.db, because closing any other descriptor of
@@ -7,16 +7,15 @@ it would drop SQLite's locks (sqlite.org/howtocorrupt.html, section 2.2).
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Connection, Engine, Text, create_engine, func, select
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -177,27 +176,3 @@ def integrity(connection: Connection) -> list[str]:
     ):
         said.append(f"the row {key} of {table} refers to a row of {parent} that isn't there")
     return said
-
-
-# --- SQL ------------------------------------------------------------------------------------------
-
-
-def matches_glob(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
-    """Return a case-sensitive match (SQLite's LIKE isn't)."""
-    return value.op("GLOB", is_comparison=True)(pattern)
-
-
-def among(value: ColumnElement[Any], texts: Collection[str]) -> ColumnElement[bool]:
-    """Return that a value is one of any number of texts, which go in as one parameter."""
-    each = func.json_each(json.dumps(list(texts))).table_valued("value")
-    return value.in_(select(each.c.value))
-
-
-def json_kind(document: ColumnElement[Any], path: str) -> ColumnElement[str]:
-    """Return the type of what is at a path of a JSON text: integer, real, text, true, … or NULL."""
-    return func.json_type(document, path, type_=Text())
-
-
-def json_value(document: ColumnElement[Any], path: str) -> ColumnElement[Any]:
-    """Return what is at a path of a JSON text: a number, a text, or 1 and 0 for true and false."""
-    return func.json_extract(document, path)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "registry"
 
 LAYERS = (
     "errors values",
-    "signature topology",
+    "signature topology urls",
     "records",
     "pending",
     "refs where keys containers blobs surroundings location mounts formatting",
@@ -26,9 +26,11 @@ LAYERS = (
     "walking",
     "sightings",
     "tensors",
-    "tables sqlite",
-    "schema",
+    "tables sqlite postgres",
+    "schema dialects",
+    "server",
     "catalog",
+    "places",
     "commits opening",
     "collecting verifying",
     "repairing",
@@ -55,10 +57,13 @@ UPWARD = {
 }
 """The exceptions, each with the only way in which it may be imported."""
 
+DATABASES = ("tables", "sqlite", "postgres", "dialects", "schema", "server", "catalog")
+
 HOMES: dict[str, dict[str, set[str]]] = {
     "torch": {"tensors": {"top", "body"}, "demo": {"body"}},
     "numpy": {"tensors": {"body"}},
-    "sqlalchemy": {m: {"top", "body"} for m in ("tables", "sqlite", "schema", "catalog")},
+    "sqlalchemy": {m: {"top", "body"} for m in DATABASES},
+    "psycopg": {"postgres": {"body"}},
     "alembic": {"schema": {"body"}},
     "click": {m: {"top", "body"} for m in ("cli", "commands", "output", "reference")},
     "blake3": {"values": {"body"}, "blobs": {"top", "body"}, "demo": {"body"}},

@@ -28,7 +28,7 @@ from ..records import (
 from ..signature import Signature
 from ..tables import checkpoints, files, metrics, models, records, runs, signatures
 from ..values import Digest, canonical_json, digest_of, now, time_text
-from .labels import add_tags, point_alias
+from .labels import add_tags, left_by, point_alias
 from .naming import find_model
 from .rows import (
     columns_of,
@@ -36,6 +36,7 @@ from .rows import (
     metric_seal,
     record_of,
     run_columns,
+    run_of,
     seal,
     storable,
     weights_bytes,
@@ -94,7 +95,12 @@ def add(connection: Connection, draft: Draft, holds: Callable[[Blob], bool]) -> 
     pk = connection.scalar(select(checkpoints.c.pk).where(checkpoints.c.id == checkpoint.id))
     if pk is not None:
         unused = settle(connection, draft, holds, create=False, at=at)
-        return Added(checkpoint=fetch(connection, [pk])[0], existing=True, unused=unused)
+        return Added(
+            checkpoint=fetch(connection, [pk])[0],
+            existing=True,
+            unused=unused,
+            moved=tuple(fetch(connection, left_by(connection, pk))),
+        )
     model = lock_model(connection, checkpoint.model, at)
     draft, warnings = _settle_run(connection, draft, model.pk)
     checkpoint = draft.checkpoint
@@ -306,6 +312,18 @@ def _run_pk(connection: Connection, draft: Draft, model_pk: int) -> int:
     if run is None or run.id != checkpoint.run.id:
         raise ValueError(f"the run {checkpoint.run.id} is new, and its record isn't in the draft")
     return insert_run(connection, run, model_pk)
+
+
+def start_run(connection: Connection, run: RunRecord) -> RunRecord:
+    """Record a run before its first save; if one of its name exists, return that one."""
+    model = lock_model(connection, run.model, run.to_dict()["created_at"])
+    if run.name is not None:
+        row = find_run(connection, model.pk, run.dataset, run.name)
+        if row is not None:
+            return run_of(row)
+    if _run_row(connection, run.id) is None:  # else it is this one, done again
+        insert_run(connection, run, model.pk)
+    return run
 
 
 def find_run(

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from ..errors import ConflictError, NotFoundError
 from ..records import Checkpoint, Mode
-from ..tables import alias_moves, checkpoints, metrics, models, tags
+from ..tables import alias_moves, checkpoints, metrics, models, settings, tags
 from ..values import now, time_text
 from .adding import add_metrics, live_twin, lock_model, scales
 from .labels import add_tags, point_alias
@@ -92,6 +92,13 @@ def monitor(connection: Connection, model: str, metric: str, mode: Mode, *, crea
     else:
         row = the_model(connection, model, lock=True)
     connection.execute(update(models).where(models.c.pk == row.pk).values(metric=metric, mode=mode))
+
+
+def set_setting(connection: Connection, name: str, value: str | None) -> None:
+    """Set a setting; None takes it away."""
+    connection.execute(delete(settings).where(settings.c.name == name))
+    if value is not None:
+        connection.execute(insert(settings).values(name=name, value=value))
 
 
 # --- labels ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from .. import sqlite
+from .. import dialects
 from ..blobs import Blob
 from ..errors import CkregError
 from ..records import Checkpoint, facts_of
@@ -68,8 +68,8 @@ class Checked:
 
 
 def integrity(connection: Connection) -> list[str]:
-    """Return what SQLite itself finds wrong: pages, indexes, constraints, references."""
-    return sqlite.integrity(connection)
+    """Return what the database itself finds wrong: pages, indexes, constraints, references."""
+    return dialects.integrity(connection)
 
 
 def page(connection: Connection, after: int, size: int) -> list[Checked]:

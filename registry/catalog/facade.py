@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import func, select
 
 from ..errors import NotFoundError
 from ..records import Checkpoint, Mode, Model, RunRecord
 from ..refs import Ref
-from ..schema import Database
+from ..schema import Transactions
 from ..signature import Signature
 from ..tables import blobs, checkpoints, files, models, runs, settings, signatures
 from ..values import Digest
@@ -38,8 +38,13 @@ class Catalog:
         NotWritableError: a write, where the registry is read-only.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions) -> None:
         self._database = database
+
+    @property
+    def location(self) -> str:
+        """Where the database is, as `-r` takes it; without a password."""
+        return self._database.location
 
     def check_writable(self) -> None:
         """Find out now whether a write could succeed.
@@ -262,14 +267,7 @@ class Catalog:
         """
         from . import adding
 
-        with self._database.write() as connection:
-            model = adding.lock_model(connection, run.model, run.to_dict()["created_at"])
-            if run.name is not None:
-                row = adding.find_run(connection, model.pk, run.dataset, run.name)
-                if row is not None:
-                    return run_of(row)
-            adding.insert_run(connection, run, model.pk)
-            return run
+        return self._database.writing(lambda c: adding.start_run(c, run), alongside=True)
 
     # --- writes ------------------------------------------------------------------------------
 
@@ -284,8 +282,7 @@ class Catalog:
         """
         from . import adding
 
-        with self._database.write() as connection:
-            return adding.add(connection, draft, holds)
+        return self._database.writing(lambda c: adding.add(c, draft, holds), alongside=True)
 
     def record(self, id: str, metrics: Mapping[str, float], author: str | None = None) -> Recorded:
         """Add metrics to a checkpoint; the same value once more is no error.
@@ -296,8 +293,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.record(connection, id, metrics, author)
+        return self._database.writing(lambda c: changing.record(c, id, metrics, author))
 
     def monitor(self, model: str, metric: str, mode: Mode, *, create: bool = False) -> Model:
         """Set what best means for a model, and return the model.
@@ -310,8 +306,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            changing.monitor(connection, model, metric, mode, create=create)
+        self._database.writing(lambda c: changing.monitor(c, model, metric, mode, create=create))
         return next(m for m in self.models() if m.name == model)
 
     def tag(self, id: str, names: Sequence[str], author: str | None = None) -> Checkpoint:
@@ -322,8 +317,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.tag(connection, id, names, author)
+        return self._database.writing(lambda c: changing.tag(c, id, names, author))
 
     def untag(self, id: str, names: Sequence[str]) -> Checkpoint:
         """Take tags away.
@@ -333,8 +327,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.untag(connection, id, names)
+        return self._database.writing(lambda c: changing.untag(c, id, names))
 
     def alias(self, id: str, name: str, author: str | None = None) -> Checkpoint | None:
         """Point an alias at a checkpoint, and return the one it pointed at before, as it is now.
@@ -344,8 +337,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.alias(connection, id, name, author)
+        return self._database.writing(lambda c: changing.alias(c, id, name, author))
 
     def unalias(self, model: str, name: str, author: str | None = None) -> Checkpoint:
         """Remove an alias, and return the checkpoint that it pointed at, as it is now.
@@ -355,8 +347,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.unalias(connection, model, name, author)
+        return self._database.writing(lambda c: changing.unalias(c, model, name, author))
 
     def alias_history(self, model: str, name: str | None = None) -> list[AliasMove]:
         """Return where an alias of a model (or all of them) pointed, the newest move first.
@@ -378,8 +369,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.remove(connection, id, force=force, author=author)
+        return self._database.writing(lambda c: changing.remove(c, id, force=force, author=author))
 
     def restore(self, id: str) -> Checkpoint:
         """Bring a removed checkpoint back, under its version; one that is there stays as it is.
@@ -390,8 +380,7 @@ class Catalog:
         """
         from . import changing
 
-        with self._database.write() as connection:
-            return changing.restore(connection, id)
+        return self._database.writing(lambda c: changing.restore(c, id))
 
     # --- files, signatures, settings ---------------------------------------------------------
 
@@ -514,12 +503,6 @@ class Catalog:
 
     def set_setting(self, name: str, value: str | None) -> None:
         """Set a setting; None takes it away."""
-        with self._database.write() as connection:
-            this = settings.c.name == name
-            there = connection.scalar(select(func.count()).select_from(settings).where(this))
-            if value is None:
-                connection.execute(delete(settings).where(this))
-            elif there:
-                connection.execute(update(settings).where(this).values(value=value))
-            else:
-                connection.execute(insert(settings).values(name=name, value=value))
+        from . import changing
+
+        self._database.writing(lambda c: changing.set_setting(c, name, value))

@@ -6,14 +6,25 @@ is the opposite. Values are bound, columns come from a list; nothing of a text r
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Double,
+    Text,
+    and_,
+    exists,
+    literal,
+    not_,
+    or_,
+    select,
+)
 
-from .. import sqlite
+from .. import dialects
 from ..tables import aliases, checkpoints, metrics, models, records, runs, tags
 from ..where import (
     COLUMNS,
@@ -65,25 +76,24 @@ def compile(expression: Expression) -> ColumnElement[bool]:
             some = _labels(field, lambda name: name.in_(values))
             return not_(some) if negated else some
         case Like(Labels() as field, _, negated):
-            glob = expression.glob()
-            some = _labels(field, lambda name: sqlite.matches_glob(name, glob))
+            some = _labels(field, lambda name: dialects.matches(name, expression))
             return not_(some) if negated else some
         case Compare(field, op, None):
             there = _there(field)
             return there if op == "!=" else not_(there)
         case Compare(field, op, value):
-            return _value(field, _kind(value), lambda found: OPERATORS[op](found, value))
+            return _value(field, _kind(value), lambda found: OPERATORS[op](found, _bound(value)))
         case In(field, values, negated):
+            bound = [_bound(value) for value in values]
             return _value(
                 field,
                 _kind(values[0]),
-                lambda found: found.not_in(values) if negated else found.in_(values),
+                lambda found: found.not_in(bound) if negated else found.in_(bound),
             )
         case Like(field, _, negated):
-            glob = expression.glob()
 
             def like(found: ColumnElement[Any]) -> ColumnElement[bool]:
-                matched = sqlite.matches_glob(found, glob)
+                matched = dialects.matches(found, expression)
                 return not_(matched) if negated else matched
 
             return _value(field, "text", like)
@@ -99,13 +109,24 @@ def column(name: str) -> ColumnElement[Any]:
     return checkpoints.c[_RENAMED.get(name, name)]
 
 
-def _kind(value: Literal) -> str:
+def _bound(value: Literal) -> ColumnElement[Any]:
+    """Return a value of its own type: bound as the column's, 1.5 would be 2 beside a count."""
+    if isinstance(value, bool):
+        return literal(value, Boolean())
+    if isinstance(value, int):
+        return literal(value, BigInteger())
+    return literal(value, Double() if isinstance(value, float) else Text())
+
+
+def _kind(value: Literal) -> dialects.Kind:
     if isinstance(value, bool):
         return "bool"
     return "text" if isinstance(value, str) else "number"
 
 
-def _value(field: Column | Metric | Config | Labels, kind: str, test: Test) -> ColumnElement[bool]:
+def _value(
+    field: Column | Metric | Config | Labels, kind: dialects.Kind, test: Test
+) -> ColumnElement[bool]:
     """Return that a field is there, is of the kind, and passes a test."""
     match field:
         case Column("model"):
@@ -121,14 +142,8 @@ def _value(field: Column | Metric | Config | Labels, kind: str, test: Test) -> C
         case Metric(name):
             return _metric(name, test)
         case Config(path):
-            types = {
-                "number": ("integer", "real"), "text": ("text",), "bool": ("true", "false"),
-            }[kind]  # fmt: skip
-            at_path = _path(path)
-            return _record(
-                sqlite.json_kind(records.c.record, at_path).in_(types),
-                test(sqlite.json_value(records.c.record, at_path)),
-            )
+            at_path = dialects.json_value(records.c.record, ("config", *path), kind)
+            return _record(at_path.is_not(None), test(at_path))
         case Labels():
             raise TypeError(f"{field} is a set")
 
@@ -144,9 +159,7 @@ def _there(field: Column | Metric | Config | Labels) -> ColumnElement[bool]:
         case Metric(name):
             return _metric(name, None)
         case Config(path):
-            return _record(
-                func.coalesce(sqlite.json_kind(records.c.record, _path(path)), "null") != "null"
-            )
+            return _record(dialects.json_there(records.c.record, ("config", *path)))
         case Labels():
             raise TypeError(f"{field} is a set")
 
@@ -182,8 +195,3 @@ def _labels(field: Labels, test: Test | None) -> ColumnElement[bool]:
 
 def _record(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists().where(records.c.checkpoint_pk == checkpoints.c.pk, *conditions)
-
-
-def _path(keys: tuple[str, ...]) -> str:
-    # Keys as the record's JSON spells them, in ASCII: older SQLite compares without unescaping.
-    return "$." + ".".join(["config", *(json.dumps(key) for key in keys)])

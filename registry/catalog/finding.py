@@ -25,7 +25,7 @@ from sqlalchemy import (
     true,
 )
 
-from .. import sqlite
+from .. import dialects
 from ..records import Checkpoint
 from ..tables import checkpoints, files, metrics, models, runs, signatures
 from ..values import Digest, canonical_json
@@ -191,7 +191,7 @@ def holding_alone(connection: Connection, digests: Collection[str]) -> list[tupl
         .join(checkpoints, checkpoints.c.pk == files.c.checkpoint_pk)
         .join(models, models.c.pk == checkpoints.c.model_pk)
         .where(
-            sqlite.among(files.c.digest, digests),
+            dialects.among(files.c.digest, digests),
             checkpoints.c.removed_at.is_(None),
             ~exists().where(
                 other.c.checkpoint_pk == files.c.checkpoint_pk, other.c.digest != files.c.digest

@@ -58,3 +58,13 @@ def point_alias(
         )
     )
     return before
+
+
+def left_by(connection: Connection, pk: int) -> list[int]:
+    """Return the keys of the checkpoints that an alias left for this one."""
+    found = connection.scalars(
+        select(alias_moves.c.from_pk)
+        .where(alias_moves.c.to_pk == pk, alias_moves.c.from_pk.is_not(None))
+        .distinct()
+    )
+    return sorted(int(key) for key in found if key is not None)

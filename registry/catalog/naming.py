@@ -78,7 +78,7 @@ def run_named(connection: Connection, model: str | None, name: str, dataset: Dat
             select(runs, models.c.name.label("model"))
             .join(models, models.c.pk == runs.c.model_pk)
             .where(*scope)
-            .order_by(models.c.name, runs.c.dataset)
+            .order_by(models.c.name, runs.c.dataset.nulls_first())
             .limit(20)
         )
     ]

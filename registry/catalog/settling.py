@@ -68,7 +68,9 @@ def settle(
             first, _ = ours.setdefault(blob.digest, (blob, its_probe))
             if first.name != blob.name and blob.name not in incoming.borrowed:
                 unused.append(blob)  # two files of one draft with the same bytes
-    rows = connection.execute(select(blobs).where(blobs.c.digest.in_(ours)).with_for_update()).all()
+    # In order: two that want the same rows wait for each other, and neither for both.
+    known_rows = select(blobs).where(blobs.c.digest.in_(ours)).order_by(blobs.c.digest)
+    rows = connection.execute(known_rows.with_for_update()).all()
     known = {Digest(row.digest): blob_of(row) for row in rows}
     fresh: list[dict[str, object]] = []
     for digest, (blob, probe) in ours.items():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from ..blobs import Blob
 from ..errors import ConflictError
-from ..schema import Database
+from ..schema import Transactions
 from ..tables import checkpoints, settings
 from ..values import CheckpointId, Digest
 from . import checking, collecting, wholes
@@ -25,7 +25,7 @@ class Upkeep:
     Raises, from any method: as Catalog.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions) -> None:
         self._database = database
 
     # --- which store -------------------------------------------------------------------------
@@ -58,10 +58,7 @@ class Upkeep:
             ConflictError: they are in another one.
         """
         if self.store() is None:
-            with self._database.write() as connection:
-                there = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
-                if there is None:
-                    connection.execute(insert(settings).values(name=_STORE, value=store))
+            self._database.writing(lambda c: _adopt(c, store))
         self.check(store)
 
     # --- verify ------------------------------------------------------------------------------
@@ -127,18 +124,15 @@ class Upkeep:
 
     def retire(self, found: Sequence[Removed]) -> list[Removed]:
         """Let go of the files of checkpoints that are still removed; return those."""
-        with self._database.write() as connection:
-            return collecting.retire(connection, found)
+        return self._database.writing(lambda c: collecting.retire(c, found))
 
     def forget(self, digests: Collection[Digest]) -> list[Blob]:
         """Delete the rows of blobs that no file refers to; return these blobs, to be dropped."""
-        with self._database.write() as connection:
-            return collecting.forget(connection, digests)
+        return self._database.writing(lambda c: collecting.forget(c, digests))
 
     def drop_orphans(self, found: Sequence[Blob], drop: Callable[[Blob], None]) -> list[Blob]:
         """Drop the files that no row names while nobody can commit one; return them."""
-        with self._database.write() as connection:
-            return collecting.drop_orphans(connection, found, drop)
+        return self._database.writing(lambda c: collecting.drop_orphans(c, found, drop))
 
     # --- repair ------------------------------------------------------------------------------
 
@@ -148,9 +142,12 @@ class Upkeep:
         Raises:
             ConflictError: a run of a record's name is another one here.
         """
-        with self._database.write() as connection:
+
+        def work(connection: Connection) -> None:
             for one in found:
                 wholes.put_back(connection, one)
+
+        self._database.writing(work)
 
     def put_moves(self, found: Sequence[Whole], *, models: bool = False) -> None:
         """Make the moves of aliases that records tell of, once all their checkpoints are there.
@@ -163,10 +160,17 @@ class Upkeep:
             other = newest.get(one.checkpoint.model)
             if other is None or other.checkpoint.version < one.checkpoint.version:
                 newest[one.checkpoint.model] = one
-        with self._database.write() as connection:
+        moves = [(one.checkpoint.model, move) for one in found for move in one.plain["moves"]]
+
+        def work(connection: Connection) -> None:
             for one in newest.values() if models else ():
                 wholes.put_model(connection, one)
-            wholes.put_moves(
-                connection,
-                [(one.checkpoint.model, move) for one in found for move in one.plain["moves"]],
-            )
+            wholes.put_moves(connection, moves)
+
+        self._database.writing(work)
+
+
+def _adopt(connection: Connection, store: str) -> None:
+    there = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
+    if there is None:
+        connection.execute(insert(settings).values(name=_STORE, value=store))

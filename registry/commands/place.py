@@ -12,11 +12,18 @@ from .session import Session, json_option, registry_option, takes_session
 
 @click.command()
 @click.argument("location", required=False)
+@click.option("--blobs", metavar="PLACE", help="Keep the bytes in this folder, or s3:// URL.")
 @click.option("--shared", type=click.Choice(["group"]), help="The folder's group may write too.")
 @json_option
 @registry_option
 @takes_session
-def init(session: Session, location: str | None, *, shared: Literal["group"] | None) -> None:
+def init(
+    session: Session,
+    location: str | None,
+    *,
+    blobs: str | None,
+    shared: Literal["group"] | None,
+) -> None:
     """Make a registry: ./.ckreg, or at a LOCATION.
 
     \b
@@ -27,7 +34,9 @@ def init(session: Session, location: str | None, *, shared: Literal["group"] | N
 
     if location is not None and session.location not in (None, location):
         raise click.UsageError(f"two places are named: {location!r} and {session.location!r}")
-    with Registry.create(location or session.location or ".ckreg", shared=shared) as reg:
+    with Registry.create(
+        location or session.location or ".ckreg", blobs=blobs, shared=shared
+    ) as reg:
         session.out.path(reg.location)
 
 

@@ -101,7 +101,7 @@ def registry_option(function: Callable[P, R]) -> Callable[P, R]:
         metavar="LOCATION",
         expose_value=False,
         callback=_set_location,
-        help="The registry: a folder. Default: $CKREG_REGISTRY, ./.ckreg upward, ~/.ckreg.",
+        help="A folder or database URL. Default: $CKREG_REGISTRY, ./.ckreg upward, ~/.ckreg.",
     )(function)
 
 
