@@ -17,6 +17,7 @@ from .blobs.ranges import build as build_index
 from .catalog import Added, Catalog, Draft
 from .containers import Contents
 from .errors import BusyError, CkregError, warn
+from .postgres import Lost, Unreachable
 from .records import Checkpoint, File, RunRecord
 from .signature import Signature
 from .sqlite import disk_failed
@@ -72,8 +73,8 @@ def commit(
 
     Raises:
         Gone: bytes that were to be shared are not there any more.
-        BusyError: the commit could not be had in time; what was saved is kept, and the hint
-            finishes the work.
+        BusyError, RemoteError: the commit could not be had in time, or the server is gone; what was
+            saved is kept, and the hint finishes the work.
         CkregError: anything else; nothing is left behind.
     """
     ours: list[Blob] = []
@@ -94,7 +95,7 @@ def commit(
             ),
             holds=store.holds,
         )
-    except BusyError as error:
+    except (BusyError, Unreachable) as error:
         staged = parts[0].staged
         if checkpoint.origin == "save" and ours and staged is not None:
             # Hours of training may stand behind these bytes: they stay, and carry their record.
@@ -107,6 +108,11 @@ def commit(
         raise
     except BaseException as error:
         found = _committed(catalog, checkpoint.id)
+        if found is None and isinstance(error, Lost):
+            # The transaction may be there still: its row would name bytes that we dropped. What it
+            # doesn't name, gc takes.
+            error.hint = _look_first(catalog, parts[0].staged, checkpoint)
+            raise
         if found is None:
             _drop_unnamed(store, catalog, ours)
             raise
@@ -161,6 +167,17 @@ def _finish(catalog: Catalog, staged: Staged, checkpoint: Checkpoint) -> str:
     if checkpoint.note:
         words += ["--note", checkpoint.note]
     return shlex.join(words)
+
+
+def _look_first(catalog: Catalog, staged: Staged | None, checkpoint: Checkpoint) -> str:
+    """Return what to do when nobody knows whether a checkpoint was committed."""
+    look = shlex.join(["ckreg", "-r", catalog.location, "show", checkpoint.id])
+    if checkpoint.origin == "push" or staged is None:
+        return f"push it again when the server is back: what is there is found; or see: {look}"
+    return (
+        f"the checkpoint is safe; see whether it is there: {look}; if it isn't, finish with: "
+        f"{_finish(catalog, staged, checkpoint)}"
+    )
 
 
 def _committed(catalog: Catalog, id: CheckpointId) -> Checkpoint | None:

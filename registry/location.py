@@ -1,4 +1,4 @@
-"""Which registry is meant: a folder or URL given, $CKREG_REGISTRY, ./.ckreg upward, or ~/.ckreg.
+"""Which registry is meant: the one given, $CKREG_REGISTRY, ./.ckreg upward, or ~/.ckreg.
 
 Law: a typo never makes a registry, and one that has lost a part is never taken for none. Only the
 default location is made by the first write; every other has to be there, or be made by `ckreg

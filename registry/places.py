@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .blobs import BlobStore
 from .blobs.local import LocalStore
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Place = Location | DatabaseUrl
 
-BLOBS = "blobs"
+BLOBS: Final = "blobs"
 """The setting that says where the bytes are, where that isn't the registry's own folder."""
 
 
@@ -40,7 +40,7 @@ def database(place: Place) -> Database | ServerDatabase:
 
 
 def sightings(place: Place) -> Path:
-    """Return the folder that keeps what imports saw of their trees; a server has none of its own."""
+    """Return the folder that keeps what imports saw of their trees; a server has none."""
     if isinstance(place, DatabaseUrl):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache").expanduser())
         return cache / "ckreg" / "imports" / digest_of(str(place)).removeprefix("blake3:")[:32]
@@ -194,9 +194,9 @@ def create_store(where: str, *, shared: bool) -> BlobStore:
     return LocalStore.create(folder, shared=shared)
 
 
-_OWN = frozenset({"store.json", "blobs", "records", "tmp"})
+_OWN: Final = frozenset({"store.json", "blobs", "records", "tmp"})
 
 
 def _objects() -> Any:
     """Return the store of an object service; what it needs is imported only for such a URL."""
-    return cast("type", import_module(".blobs.objects", __package__).ObjectStore)
+    return import_module(".blobs.objects", __package__).ObjectStore

@@ -160,7 +160,9 @@ def _translation(url: DatabaseUrl, error: DBAPIError, *, committing: bool) -> Ck
 
 def _refused(url: DatabaseUrl, said: str) -> CkregError:
     """Return the error that says why there is no connection; libpq gives words and no code."""
-    low, last = said.lower(), said.splitlines()[-1].strip() if said else "no reason given"
+    lines = [line.strip() for line in said.splitlines()]
+    reasons = [line for line in lines if line and not line.startswith("Is the server running")]
+    low, last = said.lower(), reasons[-1] if reasons else "no reason given"
     where = f"no connection to {str(url)!r}"
     if "certificate" in low or "ssl" in low or "tls" in low:
         return RemoteError(
@@ -184,7 +186,7 @@ def _refused(url: DatabaseUrl, said: str) -> CkregError:
             f"{where}: all of the server's connections are taken",
             hint="run it again; or raise max_connections, or put a pool (pgbouncer) before it",
         )
-    if "invalid" in low and ("option" in low or "value" in low or "token" in low):
+    if "invalid" in low and any(word in low for word in ("option", "value", "token", "uri")):
         return CkregError(
             f"{where}: the driver can't read the URL",
             hint="the form is postgresql+psycopg://USER@HOST:PORT/NAME?sslmode=…",

@@ -200,7 +200,7 @@ class ServerDatabase:
             yield connection
 
     def _queue(self, connection: Connection, *, alone: bool) -> None:
-        """Wait for our turn; whoever stops in the middle is put out, so that none waits forever."""
+        """Wait for our turn; who stops in the middle is put out, so that none waits for ever."""
         milliseconds = round(1000 * self._lock_timeout_s)
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
         connection.exec_driver_sql(

@@ -1,8 +1,8 @@
 """A real PostgreSQL server for the tests: a throwaway cluster, or the one that CKREG_TEST_PG names.
 
 One server a process, started when it is first asked for and stopped at the end; one database a
-test, copied from one that is migrated. Durability is off: what is tested here is what the server is
-told, not its disk.
+test, copied from one that is migrated. fsync is off: a crash of the server is survived, one of the
+machine is not what is tested here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from users import NOBODY
 
-FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=150")
+FAST = ("fsync=off", "max_connections=150")
 
 
 @dataclass(eq=False)
@@ -86,13 +86,13 @@ class Cluster:
         """Start the server and wait until it answers."""
         assert self.data is not None
         assert self.binaries is not None
-        log = (self.data / "log").open("ab")
         words = [word for setting in FAST for word in ("-c", setting)]
-        self.process = subprocess.Popen(
-            [self.binaries / "postgres", "-D", self.data, "-p", str(self.port),
-             "-h", "127.0.0.1", "-k", "", *words],
-            stdout=log, stderr=log, start_new_session=True, **_other_user(),
-        )  # fmt: skip
+        with (self.data / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.binaries / "postgres", "-D", self.data, "-p", str(self.port),
+                 "-h", "127.0.0.1", "-k", "", *words],
+                stdout=log, stderr=log, start_new_session=True, **_other_user(),
+            )  # fmt: skip
         until = time.monotonic() + 20
         while True:
             with suppress(Exception):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from backends import BACKENDS, CONFORMING, blobs_at, why_not
 from hypothesis import HealthCheck, settings
 
 from registry import Registry
@@ -23,16 +24,37 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.delenv("CKREG_REGISTRY", raising=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the conformance suite on every backend."""
+    conforms = metafunc.module.__name__.rpartition(".")[2] in CONFORMING
+    if "backend" not in metafunc.fixturenames or not conforms:
+        return
+    names = list(BACKENDS)
+    if metafunc.definition.get_closest_marker("sqlite_only"):
+        names = [name for name in names if name.startswith("sqlite")]
+    metafunc.parametrize("backend", names, indirect=True)
+
+
 @pytest.fixture
-def reg(tmp_path: Path) -> Iterator[Registry]:
-    """Return a new registry in a folder."""
-    with Registry.create(tmp_path / "reg") as registry:
+def backend(request: pytest.FixtureRequest) -> str:
+    """Return the name of the backend that this test runs on."""
+    name: str = getattr(request, "param", "sqlite+folder")
+    why = why_not(name)
+    if why is not None:
+        pytest.skip(why)
+    return name
+
+
+@pytest.fixture
+def reg(backend: str, tmp_path: Path) -> Iterator[Registry]:
+    """Return a new registry."""
+    with BACKENDS[backend](tmp_path) as registry:
         yield registry
 
 
 def left_behind(registry: Registry) -> list[str]:
     """Return the files of a registry's blobs and tmp, to see that a failure left nothing."""
-    root = Path(registry.location)
+    root = blobs_at(registry)
     return sorted(
         str(p.relative_to(root))
         for p in [*root.glob("blobs/*/*"), *root.glob("tmp/*")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,41 @@ SIGNATURE = Signature(
 )
 
 
+class _Hand:
+    """A server's connection that takes SQLite's placeholders."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> Any:
+        """Run a statement."""
+        if sql.startswith("PRAGMA"):
+            return None
+        return self.connection.execute(sql.replace("%", "%%").replace("?", "%s"), values or None)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return what a database raises for a row that breaks a constraint, or is of a wrong type."""
+    if importlib.util.find_spec("psycopg") is None:
+        return (sqlite3.IntegrityError,)
+    from psycopg.errors import DataError, IntegrityError, SyntaxErrorOrAccessRuleViolation
+
+    return (sqlite3.IntegrityError, IntegrityError, DataError, SyntaxErrorOrAccessRuleViolation)
+
+
 @contextmanager
-def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
-    """Lend a connection as a person would open it, closed and committed afterwards."""
+def by_hand(path: Path | str) -> Iterator[Any]:
+    """Lend a connection as a person would open it, closed and committed afterwards.
+
+    Args:
+        path: SQLite's file, or a server's URL.
+    """
+    if isinstance(path, str):
+        import psycopg
+
+        with psycopg.connect(path.replace("+psycopg", "")) as server:
+            yield _Hand(server)
+        return
     connection = sqlite3.connect(path)
     try:
         with connection:

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import pytest
 import torch
+from backends import blobs_at
 
 from registry import CkregError, Registry, errors, reference
 from registry.cli import EXIT_CODES, ckreg, run
@@ -612,7 +613,7 @@ def test_a_bad_file_is_named_and_leaves_nothing(
 
 def everything(reg: Registry) -> list[str]:
     """Return the files of a registry but SQLite's own."""
-    root = Path(reg.location)
+    root = blobs_at(reg)
     return sorted(str(p) for p in root.rglob("*") if p.is_file() and p.name != "registry.lock")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import blobs_at, records_at
 from conftest import left_behind
 from drafts import by_hand
 from nets import equal, seeded
@@ -23,7 +24,6 @@ from registry import ConflictError, DamagedError, NotFoundError, Registry
 from registry.blobs.local import LocalStore
 from registry.catalog import Catalog, Upkeep
 from registry.collecting import GRACE, collect
-from registry.schema import Database
 from registry.values import duration, now
 
 ROOT = Path(__file__).parent.parent
@@ -55,23 +55,23 @@ def removed_long_ago(reg: Registry, ref: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def record_of(reg: Registry, id: str) -> Path:
-    return Path(reg.location) / "records" / id[:2] / f"{id}.json"
+    return blobs_at(reg) / "records" / id[:2] / f"{id}.json"
 
 
 def blobs(reg: Registry) -> list[Path]:
-    return sorted(Path(reg.location).glob("blobs/*/*"))
+    return sorted(blobs_at(reg).glob("blobs/*/*"))
 
 
 def orphan(reg: Registry) -> Path:
     """Leave a blob without a row, as a writer does that dies before its commit."""
-    store = LocalStore.open(Path(reg.location))
+    store = LocalStore.open(blobs_at(reg))
     return store.path_of(store.put_bytes(os.urandom(100)))
 
 
 def check_all_there(reg: Registry) -> int:
     """See that every live checkpoint's bytes are those that were recorded; return how many."""
-    store = LocalStore.open(Path(reg.location))
-    catalog = Catalog(Database.open(Path(reg.location) / "registry.db"))
+    store = LocalStore.open(blobs_at(reg))
+    catalog = Catalog(reg._database())
     found = list(reg.find())
     for checkpoint in found:
         files = catalog.blobs_of(checkpoint.id)
@@ -186,8 +186,8 @@ def test_a_file_without_a_row_stays_an_hour_whatever_the_grace(reg: Registry) ->
 def test_what_killed_writers_left_goes_at_once_and_what_living_ones_write_never(
     reg: Registry,
 ) -> None:
-    store = LocalStore.open(Path(reg.location))
-    left = Path(reg.location) / "tmp" / "01234567-89ab-cdef-0123-456789abcdef"
+    store = LocalStore.open(blobs_at(reg))
+    left = blobs_at(reg) / "tmp" / "01234567-89ab-cdef-0123-456789abcdef"
     with store.stage() as living:
         left.write_bytes(b"half")
         done = reg.gc()
@@ -196,7 +196,7 @@ def test_what_killed_writers_left_goes_at_once_and_what_living_ones_write_never(
 
 
 def test_a_foreign_file_among_the_blobs_is_left_alone(reg: Registry) -> None:
-    foreign = Path(reg.location) / "blobs" / "ab" / "notes.txt"
+    foreign = blobs_at(reg) / "blobs" / "ab" / "notes.txt"
     foreign.write_text("mine")
     age(foreign, days=100)
     assert not reg.gc()
@@ -211,7 +211,7 @@ def test_a_dry_run_takes_nothing_and_names_what_the_real_run_takes(
 ) -> None:
     removed_long_ago(reg, reg.push(file).ref, monkeypatch)
     age(orphan(reg), days=15)
-    (Path(reg.location) / "tmp" / "01234567-89ab-cdef-0123-456789abcdef").write_bytes(b"half")
+    (blobs_at(reg) / "tmp" / "01234567-89ab-cdef-0123-456789abcdef").write_bytes(b"half")
     before = left_behind(reg)
     plan = reg.gc(dry_run=True)
     assert left_behind(reg) == before
@@ -249,7 +249,7 @@ def test_more_than_a_batch_goes(
 
 def test_nothing_goes_where_the_marker_is_missing(reg: Registry) -> None:
     age(orphan(reg), days=15)
-    (Path(reg.location) / "store.json").unlink()
+    (blobs_at(reg) / "store.json").unlink()
     with pytest.raises(NotFoundError, match=r"store\.json is missing"):
         reg.gc()
     assert len(blobs(reg)) == 1
@@ -261,12 +261,12 @@ def test_nothing_goes_where_the_marker_changed_after_the_plan(
 ) -> None:
     removed_long_ago(reg, reg.push(file).ref, monkeypatch)
     age(orphan(reg), days=15)
-    store = LocalStore.open(Path(reg.location))
-    database = Database.open(Path(reg.location) / "registry.db")
+    store = LocalStore.open(blobs_at(reg))
+    database = reg._database()
     plan = reg.gc(dry_run=True)
-    (Path(reg.location) / "store.json").unlink()
+    (blobs_at(reg) / "store.json").unlink()
     if marker:
-        (Path(reg.location) / "store.json").write_text(marker)
+        (blobs_at(reg) / "store.json").write_text(marker)
     parts = (replace(plan, **{name: ()}) for name in ("checkpoints", "blobs", "orphans"))
     for part in parts:
         with pytest.raises(ConflictError if marker else NotFoundError, match="store"):
@@ -278,10 +278,13 @@ def test_nothing_goes_of_another_store(reg: Registry, tmp_path: Path) -> None:
     age(orphan(reg), days=15)
     with Registry.create(tmp_path / "other") as other:
         marker = (Path(other.location) / "store.json").read_text()
-    (Path(reg.location) / "store.json").write_text(marker)
+    (blobs_at(reg) / "store.json").write_text(marker)
     with pytest.raises(ConflictError, match="store"):
         reg.gc()
-    with Registry.open(reg.location) as again, pytest.raises(ConflictError, match="store"):
+    with (
+        pytest.raises(ConflictError, match="store"),  # a server's registry says so when it's opened
+        Registry.open(reg.location) as again,
+    ):
         again.gc()
     assert len(blobs(reg)) == 1
 
@@ -290,13 +293,14 @@ def test_nothing_goes_where_many_blobs_are_missing(reg: Registry, tmp_path: Path
     for seed in range(6):
         reg.push(file_of(tmp_path, seed))
     age(orphan(reg), days=15)
-    for path in sorted(Path(reg.location).glob("blobs/*/*"), key=lambda p: p.stat().st_size)[1:]:
+    for path in sorted(blobs_at(reg).glob("blobs/*/*"), key=lambda p: p.stat().st_size)[1:]:
         path.unlink()
     with pytest.raises(DamagedError, match="12 of 12 blobs are missing"):
         reg.gc()
     assert len(blobs(reg)) == 1
 
 
+@pytest.mark.sqlite_only("it puts an older file in the database's place")
 def test_nothing_goes_where_the_database_is_older_than_the_records(
     reg: Registry, file: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +318,7 @@ def test_nothing_goes_where_the_database_is_older_than_the_records(
 def test_a_tombstone_that_the_record_does_not_know_takes_nothing(reg: Registry, file: Path) -> None:
     checkpoint = reg.push(file)
     age(record_of(reg, checkpoint.id), days=100)
-    with by_hand(Path(reg.location) / "registry.db") as database:
+    with by_hand(records_at(reg)) as database:
         long_ago = f"{datetime(2020, 1, 1, tzinfo=UTC):%Y-%m-%dT%H:%M:%S.000000Z}"
         database.execute("UPDATE checkpoints SET removed_at = ?", (long_ago,))
     assert not reg.gc()
@@ -376,7 +380,7 @@ def test_a_kill_at_a_file_leaves_no_row_without_bytes(
     process = child(code, reg.location)
     process.communicate(timeout=60)
     assert process.returncode == 9
-    with by_hand(Path(reg.location) / "registry.db") as database:
+    with by_hand(records_at(reg)) as database:
         assert database.execute("SELECT count(*) FROM blobs").fetchone() == (0,)
     for path in blobs(reg):
         age(path, days=15)
@@ -484,7 +488,7 @@ def test_pushes_removals_and_gc_at_once_lose_nothing(reg: Registry, tmp_path: Pa
     for path in paths:
         reg.push(path, dataset="last")
     assert check_all_there(reg) >= 3
-    with by_hand(Path(reg.location) / "registry.db") as database:
+    with by_hand(records_at(reg)) as database:
         assert database.execute(
             "SELECT count(*) FROM checkpoints WHERE collected_at IS NOT NULL"
         ).fetchone() > (0,)

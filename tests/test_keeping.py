@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends import blobs_at
 from nets import seeded
 
 from registry import Registry
@@ -20,7 +21,7 @@ def blob(reg: Registry, tmp_path: Path) -> Path:
     """Return the file of the one checkpoint's bytes."""
     torch.save({"model": "net", "state_dict": seeded(1).state_dict()}, tmp_path / "w.pt")
     digest = reg.push(tmp_path / "w.pt").digest
-    (found,) = Path(reg.location).glob(f"blobs/{digest[7:9]}/{digest[9:]}.*")
+    (found,) = blobs_at(reg).glob(f"blobs/{digest[7:9]}/{digest[9:]}.*")
     return found
 
 
@@ -94,7 +95,7 @@ def test_gc_shows_a_plan_and_takes_it_when_told_to(
 def test_gc_takes_a_grace_that_reads_like_a_time(
     reg: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = LocalStore.open(Path(reg.location))
+    store = LocalStore.open(blobs_at(reg))
     path = store.path_of(store.put_bytes(b"nobody's"))
     os.utime(path, (path.stat().st_mtime - 7200,) * 2)
     assert ask(reg, "gc", "--grace", "3h", "--yes") == 0
