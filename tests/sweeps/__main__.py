@@ -6,7 +6,7 @@ import argparse
 import sys
 from types import ModuleType
 
-from . import crowds, damage, failures, fuzz, kills, mutants, power
+from . import crowds, damage, failures, fuzz, kills, mutants, power, server_crowds
 
 
 def main(words: list[str] | None = None) -> int:
@@ -33,7 +33,14 @@ def main(words: list[str] | None = None) -> int:
     of_crowds.add_argument("--writers", type=int, default=64)
     of_crowds.add_argument("--count", type=int, default=100, help="pushes of each writer")
     of_crowds.add_argument("--stops", type=int, default=400, help="calls of each name, at most")
-    of_crowds.set_defaults(sweep=lambda g: crowds.sweep(g.writers, g.count, g.stops))
+    of_crowds.add_argument("--engine", choices=("sqlite", "postgres"), default="sqlite")
+    of_crowds.set_defaults(
+        sweep=lambda g: (
+            crowds.sweep(g.writers, g.count, g.stops)
+            if g.engine == "sqlite"
+            else server_crowds.sweep(g.writers, g.count)
+        )
+    )
     of_damage = sweeps.add_parser("damage", help=_first(damage))
     of_damage.add_argument("--count", type=int, default=10_000, help="of each kind")
     of_damage.add_argument("--start", type=int, default=0, help="the first one's number")
