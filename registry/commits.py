@@ -160,7 +160,7 @@ def _published(
 
 def _finish(catalog: Catalog, staged: Staged, checkpoint: Checkpoint) -> str:
     """Return the command that commits what was saved; the file carries the rest."""
-    words = ["ckreg", "-r", catalog.location, "push", str(staged.path)]
+    words = ["ckreg", "-r", catalog.location, "push", str(staged.keep())]
     for option, values in (("--tag", checkpoint.tags), ("--alias", checkpoint.aliases)):
         for value in values:
             words += [option, value]

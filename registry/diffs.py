@@ -143,6 +143,7 @@ class _Tensors:
 
 def _verified(file: Opened, used: list[Any], progress: Progress | None) -> dict[str, mmap.mmap]:
     """Return the files' bytes, those of the tensors verified."""
-    mappings = file.map() if used else {}
-    file.verify(mappings, list(tensors_in(used)), progress)
+    tensors = list(tensors_in(used))
+    mappings = file.map(tensors) if used else {}
+    file.verify(mappings, tensors, progress)
     return mappings

@@ -124,7 +124,7 @@ def _fill(
     if made.weights == "ema" and description.ema is not None:
         source = description.ema
     used = list(opening.tensors_in([source[move.source] for move in made.moves]))
-    mapping = file.map()
+    mapping = file.map(used)
     file.verify(mapping, used, progress)
     state = exporting.weights(made, building.Builder(file.contents, mapping), description)
     groups = exporting.tied(state)

@@ -180,9 +180,10 @@ def load(
 
     made, live = _plan_for(opened, objects, want)
     description = opened.description
-    mapping = opened.map()
+    used = _used(made, description)
+    mapping = opened.map(used)
     if verify:
-        opened.verify(mapping, _used(made, description), progress)
+        opened.verify(mapping, used, progress)
     builder = building.Builder(opened.contents, mapping, trust=want.trust.values())
     extra, left = _extra(description, builder)
     state = None

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from .blobs import BlobFile, BlobStore, Progress, Total, ranges
 from .catalog import Catalog
@@ -53,6 +54,7 @@ class OpenFiles(Mapping[str, BlobFile]):
         self._checkpoint = checkpoint
         self._stack = stack
         self._open: dict[str, BlobFile] = {}
+        self._indexes: dict[str, ranges.Index | None] = {}
         self._look_up()
 
     def _look_up(self) -> None:
@@ -77,6 +79,7 @@ class OpenFiles(Mapping[str, BlobFile]):
                     raise
                 file = self._store.open_blob(self._places[name][0])
             self._open[name] = self._stack.enter_context(file)
+            file.use(partial(self.index, name))
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,6 +92,11 @@ class OpenFiles(Mapping[str, BlobFile]):
         """Return a file's index, or None where there is none that is whole: then all is
         verified.
         """
+        if name not in self._indexes:
+            self._indexes[name] = self._index(name)
+        return self._indexes[name]
+
+    def _index(self, name: str) -> ranges.Index | None:
         index_blob = self._places[name][1]
         if index_blob is None:
             return None
@@ -119,10 +127,27 @@ class Opened:
     record: Recorded | None
     indexes: Mapping[str, ranges.Index] = field(default_factory=dict)
 
-    def map(self) -> dict[str, mmap.mmap]:
-        """Return a private mapping of each file that holds tensors, by name."""
+    def map(self, used: Sequence[Tensor] | None = None) -> dict[str, mmap.mmap]:
+        """Return a private mapping of each file that holds tensors, by name.
+
+        Args:
+            used: the tensors whose bytes will be read, by default all: of a file that lies
+                elsewhere no others are there.
+        """
         names = {s.file for s in self.contents.storages if s.data is None and s.size_bytes}
-        return {name: self.files[name].map() for name in sorted(names)}
+        if used is None:
+            return {name: self.files[name].map() for name in sorted(names)}
+        parts = self._parts(used)
+        return {name: self.files[name].map(parts.get(name, ())) for name in sorted(names)}
+
+    def _parts(self, used: Sequence[Tensor]) -> dict[str, list[tuple[int, int]]]:
+        """Return where the bytes of some tensors lie, by file."""
+        wanted = {t.storage.key: t.storage for t in used if t.storage.data is None}
+        parts: dict[str, list[tuple[int, int]]] = {}
+        for storage in wanted.values():
+            if storage.size_bytes:
+                parts.setdefault(storage.file, []).append((storage.offset, storage.size_bytes))
+        return parts
 
     def verify(
         self,
@@ -138,12 +163,8 @@ class Opened:
         Raises:
             DamagedError: they differ from what was recorded.
         """
-        wanted = {t.storage.key: t.storage for t in used if t.storage.data is None}
         there = Counter(s.file for s in self.contents.storages)
-        parts: dict[str, list[tuple[int, int]]] = {}
-        for storage in wanted.values():
-            if storage.size_bytes and storage.file in self.indexes:
-                parts.setdefault(storage.file, []).append((storage.offset, storage.size_bytes))
+        parts = {name: p for name, p in self._parts(used).items() if name in self.indexes}
         shown = Total(sum(size for part in parts.values() for _, size in part), progress)
         for name, part in parts.items():
             file, step = self.files[name], shown.next(sum(size for _, size in part))

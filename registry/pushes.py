@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import incoming, surroundings
-from .blobs import Blob, BlobFile, BlobStore, FileBytes, Progress, SourceFile, Total
+from .blobs import Blob, BlobStore, FileBytes, Progress, SourceFile, Total
 from .catalog import Catalog, Gone
 from .commits import Part, commit
 from .containers import Contents, Description, describe, read, read_folder
@@ -30,7 +30,7 @@ from .drafting import (
     recorded,
     still_inferred,
 )
-from .errors import CkregError, ConflictError, DamagedError, warn
+from .errors import CkregError, ConflictError, warn
 from .records import Checkpoint
 from .runs import named_run
 from .values import Digest
@@ -185,10 +185,12 @@ class _Push:
             blob = catalog.blob(digest)
             if blob is not None and store.holds(blob):
                 with store.open_blob(blob) as stored:
-                    if _is_whole(stored):
+                    if stored.is_whole():
                         index, bad = _index(store, catalog, digest)
+                        # The source has the digest: what lies elsewhere needn't be brought in
+                        bytes_ = source if stored.lies_elsewhere else stored
                         yield Part(
-                            name, digest, stored, blob=blob, index=index, probe=probe, damaged=bad
+                            name, digest, bytes_, blob=blob, index=index, probe=probe, damaged=bad
                         )
                         return
                 damaged = frozenset({digest})
@@ -239,14 +241,6 @@ def examine(
 
 
 # --- the bytes ------------------------------------------------------------------------------------
-
-
-def _is_whole(file: BlobFile) -> bool:
-    try:
-        file.verify()
-    except DamagedError:
-        return False
-    return True
 
 
 def _index(

@@ -115,7 +115,7 @@ def _mend(
     return None
 
 
-def _aside(store: BlobStore, id: CheckpointId) -> Path:
+def _aside(store: BlobStore, id: CheckpointId) -> str:
     return store.set_aside("records", id[:2], f"{id}.json")
 
 
@@ -135,7 +135,7 @@ def _is_whole(store: BlobStore, name: str) -> bool:
         return False
     try:
         blob = Blob(Digest(f"blake3:{shard}{file[:62]}"), there.size_bytes, name)
-        with store.open_blob(blob) as stored:
+        with store.open_blob(blob, cached=False) as stored:
             stored.verify()
     except CkregError:
         return False

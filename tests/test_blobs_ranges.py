@@ -35,7 +35,7 @@ class InMemory(FileBytes):
         with self.map() as mapping:
             return super().hash(*place, **{"mapping": mapping, **words})  # type: ignore[arg-type]
 
-    def map(self):  # type: ignore[no-untyped-def]
+    def map(self, parts=None):  # type: ignore[no-untyped-def]
         import mmap
 
         copy = mmap.mmap(-1, max(1, self.size))

@@ -67,6 +67,7 @@ HOMES: dict[str, dict[str, set[str]]] = {
     "alembic": {"schema": {"body"}},
     "click": {m: {"top", "body"} for m in ("cli", "commands", "output", "reference")},
     "blake3": {"values": {"body"}, "blobs": {"top", "body"}, "demo": {"body"}},
+    "obstore": {"blobs": {"body"}},
     "sklearn": {"demo": {"body"}},
 }
 """Each foreign package: the modules that may import it, and how. For types alone, any may."""

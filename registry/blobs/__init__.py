@@ -1,7 +1,7 @@
 """The blob store: immutable files named by their digests, and the records beside them.
 
-Owns the contract of every store, `BlobStore`, and the one in a folder, `LocalStore`. Must not know
-the database, nor what the bytes mean.
+Owns the contract of every store, `BlobStore`, the one in a folder, `LocalStore`, and the one in a
+bucket, `ObjectStore`. Must not know the database, nor what the bytes mean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .listing import StoredFile
     from .local import LocalStore
     from .marker import SHARDS
+    from .objects import ObjectStore
     from .ranges import Index, Range, read_through
     from .reading import BlobFile, FileBytes, Progress, SourceFile, Total, probe_of
     from .staging import Staged
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlobStore",
     "LocalStore",
+    "ObjectStore",
     "Blob",
     "BlobFile",
     "FileBytes",
@@ -49,6 +51,7 @@ _HOMES: Final = {
     "StoredFile": "listing",
     "LocalStore": "local",
     "SHARDS": "marker",
+    "ObjectStore": "objects",
     **dict.fromkeys(("Index", "Range", "read_through"), "ranges"),
     **dict.fromkeys(
         ("BlobFile", "FileBytes", "Progress", "SourceFile", "Total", "probe_of"), "reading"
@@ -131,8 +134,12 @@ class BlobStore(Protocol):
         """Remove a blob that no row refers to and none can begin to."""
         ...
 
-    def open_blob(self, blob: Blob) -> BlobFile:
-        """Open a blob, to be read in a `with` block."""
+    def open_blob(self, blob: Blob, *, cached: bool = True) -> BlobFile:
+        """Open a blob, to be read in a `with` block.
+
+        Args:
+            cached: False reads the store's own bytes, whatever a cache holds of them.
+        """
         ...
 
     def pull(
@@ -213,7 +220,7 @@ class BlobStore(Protocol):
         """Take a blob's write permissions away."""
         ...
 
-    def set_aside(self, *below: str) -> Path:
+    def set_aside(self, *below: str) -> str:
         """Move what lies in the store to where nothing looks, and return its new place."""
         ...
 
@@ -228,5 +235,5 @@ class BlobStore(Protocol):
 
 if TYPE_CHECKING:
 
-    def _keeps_the_contract(store: LocalStore) -> BlobStore:
+    def _keeps_the_contract(store: LocalStore | ObjectStore) -> BlobStore:
         return store

@@ -274,6 +274,21 @@ def try_lock(fd: int) -> bool:
     return True
 
 
+def wait_for_lock(fd: int) -> None:
+    """Take the exclusive lock of an open file, once it is free; without locks here, at once."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def unlock(fd: int) -> None:
+    """Let go of an open file's lock."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 def unlink_quietly(name: str, dir_fd: int) -> None:
     """Remove a name on the way out of a failure, which must not be hidden by another one."""
     with suppress(OSError):

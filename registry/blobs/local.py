@@ -17,9 +17,8 @@ import re
 import secrets
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -30,7 +29,7 @@ from ..errors import (
     NotFoundError,
 )
 from ..values import CheckpointId, checkpoint_id
-from . import folders, listing, marker, pulling, staging
+from . import listing, marker, pulling, staging
 from .blob import Blob, fresh
 from .disk import (
     NOFOLLOW,
@@ -47,10 +46,10 @@ from .disk import (
     translated,
     unlink_quietly,
 )
+from .ends import Ends
 from .listing import StoredFile
 from .marker import MARKER, SHARDS
-from .ranges import merged
-from .reading import BlobFile, Progress, SourceFile, Total, damaged
+from .reading import BlobFile, damaged
 from .staging import Staged
 
 _MAX_RECORD: Final = 64 << 20
@@ -59,7 +58,7 @@ _EFFECTIVE: Final = os.access in os.supports_effective_ids
 _BESIDE_US: Final = "registry."  # how the database's files in a registry's folder are named
 
 
-class LocalStore:
+class LocalStore(Ends):
     """Blobs and records below one folder; see BlobStore for the laws.
 
     Attributes:
@@ -156,42 +155,6 @@ class LocalStore:
     def _staged(self, mode: int, group_mode: int) -> Staged:
         return Staged(self.root, "tmp", mode=group_mode if self.shared else mode, exact=self.shared)
 
-    def stage_file(
-        self,
-        source: Path | SourceFile,
-        *,
-        storages: Iterable[tuple[int, int]] = (),
-        progress: Progress | None = None,
-    ) -> Staged:
-        """Return a copy of a file, staged and whole; its hash may still be under way.
-
-        Args:
-            source: a path, which is opened once; or a file that is open already.
-            storages: (offset, size) of those in it: each is hashed in the same pass.
-
-        Raises:
-            NotFoundError: it is missing.
-            ContainerError: it is no regular file.
-            NotWritableError: it can't be read.
-            ConflictError: it changed meanwhile.
-            NoSpaceError: there is no room for the copy.
-        """
-        if isinstance(source, Path):
-            with SourceFile.open(source) as opened:
-                return self.stage_file(opened, storages=storages, progress=progress)
-        staged = self.stage(expect_bytes=source.size)
-        try:
-            copied = staged.copy(source, storages=merged(storages), progress=progress)
-            source.check_unchanged()
-            if copied != source.size:  # without a change of size or time: the disk lied
-                raise DamagedError(
-                    f"{str(source.path)!r} ended after {copied} bytes of {source.size}"
-                )
-        except BaseException:
-            staged.discard()
-            raise
-        return staged
-
     def publish(self, staged: Staged) -> Blob:
         """Give a staged file its final name, once its bytes are hashed and on the medium.
 
@@ -224,16 +187,6 @@ class LocalStore:
                 raise
         return blob
 
-    def put_bytes(self, data: bytes) -> Blob:
-        """Store a small blob.
-
-        Raises:
-            CkregError: as `stage` and `publish`.
-        """
-        with self.stage() as staged:
-            staged.write(data)
-            return self.publish(staged)
-
     def sweep(self) -> int:
         """Remove what killed writers left in tmp/, and return how many files that was."""
         return staging.sweep(self.root, "tmp")
@@ -265,8 +218,8 @@ class LocalStore:
         finally:
             os.close(shard)
 
-    def open_blob(self, blob: Blob) -> BlobFile:
-        """Open a blob, to be read in a `with` block.
+    def open_blob(self, blob: Blob, *, cached: bool = True) -> BlobFile:
+        """Open a blob, to be read in a `with` block; its own bytes, whatever `cached` says.
 
         Raises:
             NotFoundError: its file is gone.
@@ -286,113 +239,25 @@ class LocalStore:
             ) from error
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise damaged(blob, path, "it is a symlink") from error
+                raise damaged(blob, str(path), "it is a symlink") from error
             raise translate(error, "read", path) from error
         try:
             with translated("look at", path):
                 found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise damaged(blob, path, f"it is {kind_of(found.st_mode)}")
+                raise damaged(blob, str(path), f"it is {kind_of(found.st_mode)}")
             if found.st_size != blob.size_bytes:
                 what = f"it has {found.st_size} bytes, and {blob.size_bytes} were stored"
-                raise damaged(blob, path, what)
+                raise damaged(blob, str(path), what)
             return BlobFile(fd, path, blob)
         except BaseException:
             os.close(fd)
             raise
 
-    def pull(
-        self, blob: Blob, dest: Path, *, force: bool = False, progress: Progress | None = None
-    ) -> None:
-        """Write a blob's bytes to a path outside the store, verified on the way.
-
-        Raises:
-            ConflictError: another file is there and not `force`, or the path is the store's own.
-            NotFoundError: the blob, or the folder to write in, isn't there.
-            DamagedError: the blob's bytes aren't those that were stored.
-            NoSpaceError, NotWritableError: it can't be written there.
-        """
-        dest = dest.absolute()
-        self._check_not_ours(dest)
-        with self.open_blob(blob) as file:
-            pulling.deliver(file, dest, force=force, keep_out=self._own(), progress=progress)
-
-    def produce(
-        self, dest: Path, fill: Callable[[Staged], None], *, force: bool = False, expect_bytes: int
-    ) -> None:
-        """Write a file that isn't a blob's to a path outside the store.
-
-        Raises:
-            ConflictError, NotFoundError, NoSpaceError, NotWritableError: as pull.
-        """
-        dest = dest.absolute()
-        self._check_not_ours(dest)
-        pulling.produce(dest, fill, force=force, keep_out=self._own(), expect_bytes=expect_bytes)
-
-    def pull_folder(
-        self,
-        blobs: Mapping[str, Blob],
-        dest: Path,
-        *,
-        force: bool = False,
-        progress: Progress | None = None,
-    ) -> None:
-        """Write blobs as the files of a folder, verified on the way; it appears whole or not at
-        all.
-
-        A folder that holds them already is left as it is, and may hold more.
-
-        Args:
-            blobs: by relative POSIX path in the folder.
-            force: replace a folder that holds nothing but files of these names.
-
-        Raises:
-            ConflictError, NotFoundError, DamagedError, NoSpaceError, NotWritableError: as pull.
-        """
-        dest = dest.absolute()
-        self._check_not_ours(dest)
-        pulling.check_parent(dest, self._own())
-        if dest.is_dir() and all(pulling.holds_blob(dest / n, b) for n, b in blobs.items()):
-            return
-        size = sum(blob.size_bytes for blob in blobs.values())
-        shown = Total(size, progress)
-
-        def fill(place: folders.Place) -> None:
-            for name, blob in blobs.items():
-                with self.open_blob(blob) as file:
-                    step = shown.next(file.size)
-                    place(name, partial(pulling.copy_verified, file, progress=step))
-
-        self.produce_folder(
-            dest, fill, replaceable=blobs.__contains__ if force else None, expect_bytes=size
-        )
-
-    def produce_folder(
-        self,
-        dest: Path,
-        fill: Callable[[folders.Place], None],
-        *,
-        replaceable: Callable[[str], bool] | None = None,
-        expect_bytes: int,
-    ) -> None:
-        """Write a folder of files that aren't blobs' to a path outside the store.
-
-        Args:
-            replaceable: says of a name in a folder that is there whether it may be replaced.
-
-        Raises:
-            ConflictError, NotFoundError, NoSpaceError, NotWritableError: as pull.
-        """
-        dest = dest.absolute()
-        self._check_not_ours(dest)
-        folders.produce_folder(
-            dest, fill, replaceable=replaceable, keep_out=self._own(), expect_bytes=expect_bytes
-        )
-
     def _own(self) -> list[Path]:
         return [self.root / name for name in ("blobs", "records", "tmp")]
 
-    def _check_not_ours(self, dest: Path) -> None:
+    def _check_dest(self, dest: Path) -> None:
         name = dest.name.casefold()  # as some file systems do
         ours = name == MARKER or name.startswith(_BESIDE_US)
         if ours and dest.parent.resolve() == self.root.resolve():
@@ -457,7 +322,7 @@ class LocalStore:
         with folder(self.root, "blobs", shard) as dir_fd, translated("protect", self.root / name):
             os.chmod(file, 0o444, dir_fd=dir_fd)
 
-    def set_aside(self, *below: str) -> Path:
+    def set_aside(self, *below: str) -> str:
         """Move what lies in the store to quarantine/, under a name that was never used.
 
         Args:
@@ -480,7 +345,7 @@ class LocalStore:
             os.rename(name, kept, src_dir_fd=source, dst_dir_fd=target)
             sync_folder(target)
             sync_folder(source)
-        return place / kept
+        return str(place / kept)
 
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""

@@ -38,7 +38,7 @@ MARKER: Final = "store.json"
 SHARDS: Final = tuple(f"{n:02x}" for n in range(256))
 """The names of the folders in blobs/ and records/."""
 
-_MAX_MARKER: Final = 64 << 10
+MAX_MARKER: Final = 64 << 10
 
 
 def make(root: Path, *, shared: bool = False) -> None:
@@ -103,29 +103,46 @@ def read(root: Path) -> str:
 def _read_in(root: Path, top: int) -> str:
     path = root / MARKER
     try:
-        plain = json.loads(read_small(MARKER, top, _MAX_MARKER))
-        format, id = plain["format"], plain["id"]
-        if not isinstance(format, int) or not isinstance(id, str):
-            raise TypeError("format must be a number, and id text")
-        if not re.fullmatch(r"[0-9a-f]{32}", id):
-            raise ValueError(f"the id {id!r} is not 32 hex digits")
+        data = read_small(MARKER, top, MAX_MARKER)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{str(root)!r} is no blob store: its marker {MARKER} is missing",
             hint="see whether the right folder is mounted there",
         ) from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(
-            f"the store's marker {str(path)!r} can't be understood: {error}",
-            hint=f"bring it back from a backup: cp BACKUP {shlex.quote(str(path))}",
-        ) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.EFBIG):
             raise DamagedError(f"{str(path)!r} is no store's marker: {error.strerror}") from error
         raise translate(error, "read", path) from error
+    return parse(data, str(path), f"cp BACKUP {shlex.quote(str(path))}")
+
+
+def parse(data: bytes, place: str, cure: str) -> str:
+    """Return the id that a marker's bytes name.
+
+    Args:
+        place: what to call the marker.
+        cure: the command that brings one back from a backup.
+
+    Raises:
+        DamagedError: they can't be understood.
+        SchemaVersionError: a newer ckreg wrote them.
+    """
+    try:
+        plain = json.loads(data)
+        format, id = plain["format"], plain["id"]
+        if not isinstance(format, int) or not isinstance(id, str):
+            raise TypeError("format must be a number, and id text")
+        if not re.fullmatch(r"[0-9a-f]{32}", id):
+            raise ValueError(f"the id {id!r} is not 32 hex digits")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(
+            f"the store's marker {place!r} can't be understood: {error}",
+            hint=f"bring it back from a backup: {cure}",
+        ) from error
     if format != STORE_FORMAT:
+        above = place.removesuffix(f"/{MARKER}")
         raise SchemaVersionError(
-            f"the store at {str(root)!r} has format {format}, and this ckreg knows {STORE_FORMAT}",
+            f"the store at {above!r} has format {format}, and this ckreg knows {STORE_FORMAT}",
             hint="pip install --upgrade ckreg",
         )
     return id

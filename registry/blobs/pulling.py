@@ -74,9 +74,9 @@ def copy_verified(file: BlobFile, staged: Staged, progress: Progress | None) -> 
     copied = staged.copy(file, progress=progress)
     found = staged.finish()
     if copied < file.size:
-        raise damaged(file.blob, file.path, f"it ended after {copied} bytes of {file.size}")
+        raise damaged(file.blob, file.shown, f"it ended after {copied} bytes of {file.size}")
     if found != file.blob.digest:
-        raise damaged(file.blob, file.path, f"its bytes have the digest {found}")
+        raise damaged(file.blob, file.shown, f"its bytes have the digest {found}")
 
 
 def holds_blob(dest: Path, blob: Blob) -> bool:

@@ -250,9 +250,7 @@ def verify_structure(index: Index, file: FileBytes, storages: Sequence[tuple[int
     structure = [(r.offset, r.size) for r in index.ranges if not r.storage]
     verify(index, file, structure)
     if merged(storages) != [(r.offset, r.size) for r in index.ranges if r.storage]:
-        raise DamagedError(
-            f"{str(file.path)!r} and its index disagree on where the tensors' bytes lie"
-        )
+        raise DamagedError(f"{file.shown!r} and its index disagree on where the tensors' bytes lie")
 
 
 def verify(
@@ -274,7 +272,7 @@ def verify(
     """
     if file.size != index.size_bytes:
         raise DamagedError(
-            f"{str(file.path)!r} has {file.size} bytes, and its index is of a file of "
+            f"{file.shown!r} has {file.size} bytes, and its index is of a file of "
             f"{index.size_bytes}"
         )
     parts = sorted(
@@ -283,12 +281,14 @@ def verify(
     )
     if not parts:
         return 0
-    with nullcontext(mapping) if mapping is not None else file.map() as bytes_:
-        digests = _digests(bytes_, [(part.offset, part.size) for part in parts])
+    places = [(part.offset, part.size) for part in parts]
+    with nullcontext(mapping) if mapping is not None else file.map(places) as bytes_:
+        digests = _digests(bytes_, places)
     for part, found in zip(parts, digests, strict=True):
         if found != part.digest:
+            file.forget()
             raise DamagedError(
-                f"{str(file.path)!r} is damaged: bytes {part.offset} to {part.end - 1} have the "
+                f"{file.shown!r} is damaged: bytes {part.offset} to {part.end - 1} have the "
                 f"digest {found}, and were stored with {part.digest}"
             )
     return sum(part.size for part in parts)

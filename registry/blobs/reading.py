@@ -10,16 +10,19 @@ import mmap
 import os
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ..errors import ConflictError, ContainerError, DamagedError, NotFoundError, NotWritableError
 from ..values import Digest
 from .blob import Blob
 from .disk import NONBLOCK, kind_of, read_into, translate, translated
 from .hashing import digest_at_once, digest_in, hasher
+
+if TYPE_CHECKING:
+    from .ranges import Index
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -97,14 +100,41 @@ class FileBytes:
             raise self._short(offset, size, got)
         return bytes(whole)
 
-    def map(self) -> mmap.mmap:
+    @property
+    def shown(self) -> str:
+        """What to call it in messages."""
+        return str(self.path)
+
+    @property
+    def lies_elsewhere(self) -> bool:
+        """Whether its bytes are brought in as they are asked for."""
+        return False
+
+    def fetch(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Say that some (offset, size) will be read: what lies elsewhere is brought in at once."""
+
+    def forget(self) -> None:
+        """Let go of a copy of bytes that lie elsewhere, since it proved wrong."""
+
+    def pieces(self) -> Iterator[memoryview] | None:
+        """Return all bytes in order where that is the only way to them; None for a file that the
+        kernel reads.
+        """
+        return None
+
+    def map(self, parts: Sequence[tuple[int, int]] | None = None) -> mmap.mmap:
         """Return a private mapping of the whole file: what is written to it never reaches the file.
+
+        Args:
+            parts: the (offset, size) that will be read of it, by default all: the rest is not
+                there where the bytes lie elsewhere.
 
         Raises:
             DamagedError: the file is empty, or shorter than it was.
         """
         if self.size == 0:
-            raise DamagedError(f"{str(self.path)!r} is empty")
+            raise DamagedError(f"{self.shown!r} is empty")
+        self.fetch([(0, self.size)] if parts is None else parts)
         try:
             return mmap.mmap(self.fd, self.size, access=mmap.ACCESS_COPY)
         except ValueError as error:
@@ -181,7 +211,7 @@ class FileBytes:
 
     def _short(self, offset: int, size: int, got: int) -> DamagedError:
         return DamagedError(
-            f"{str(self.path)!r} is cut short: {size} bytes from {offset} on were wanted, "
+            f"{self.shown!r} is cut short: {size} bytes from {offset} on were wanted, "
             f"{got} are there"
         )
 
@@ -192,6 +222,19 @@ class BlobFile(FileBytes):
     def __init__(self, fd: int, path: Path, blob: Blob) -> None:
         super().__init__(fd, path, blob.size_bytes)
         self.blob = blob
+
+    def use(self, find: Callable[[], Index | None]) -> None:
+        """Say how the file's index is found: a file on this machine needs none to be read."""
+
+    def is_whole(self) -> bool:
+        """Say whether the store's bytes are those that were stored, as far as it can't lie: a
+        folder's are read, a server's were compared with their digests when it took them.
+        """
+        try:
+            self.verify()
+        except DamagedError:
+            return False
+        return True
 
     def verify(self, *, mapping: mmap.mmap | None = None, progress: Progress | None = None) -> None:
         """See that the bytes are those that were stored.
@@ -204,14 +247,16 @@ class BlobFile(FileBytes):
         """
         found = self.hash(mapping=mapping, progress=progress)
         if found != self.blob.digest:
-            raise damaged(self.blob, self.path, f"its bytes have the digest {found}")
+            self.forget()
+            raise damaged(self.blob, self.shown, f"its bytes have the digest {found}")
 
 
-def damaged(blob: Blob, path: Path, what: str) -> DamagedError:
+def damaged(blob: Blob, place: str, what: str) -> DamagedError:
     """Return the error for a blob whose file isn't what was stored."""
+    copy = "aws s3 cp" if "://" in place else "cp"
     return DamagedError(
-        f"the blob {blob.digest} is damaged: {what} ({str(path)!r})",
-        hint=f"put a good copy in its place from a backup: cp BACKUP {shlex.quote(str(path))}",
+        f"the blob {blob.digest} is damaged: {what} ({place!r})",
+        hint=f"put a good copy in its place from a backup: {copy} BACKUP {shlex.quote(place)}",
     )
 
 

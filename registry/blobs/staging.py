@@ -200,6 +200,11 @@ class Staged:
 
     def _copy(self, source: FileBytes, progress: Progress | None) -> int:
         done, total = 0, source.size
+        for piece in source.pieces() or ():
+            self._append(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, total)
         by_kernel = hasattr(os, "copy_file_range")
         buffer = memoryview(b"")
         while done < total:
