@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from backends import blobs_at, records_at
+from drafts import by_hand
 from nets import WRAPS, equal, seeded
 
 from registry import CkregWarning, ConflictError, Registry
@@ -82,15 +83,14 @@ def test_a_repeated_push_is_the_live_twin_with_tags_added(reg: Registry, tmp_pat
 
     assert again.id == first.id
     assert (again.tags, again.aliases) == (("a", "b"), ("prod",))
-    assert len(list(Path(reg.location).glob("blobs/*/*"))) == 2  # the file and its index
+    assert len(list(blobs_at(reg).glob("blobs/*/*"))) == 2  # the file and its index
 
     other = reg.push(tmp_path / "renamed.pt", epoch=5)
     assert other.version == 2
     assert other.digest == first.digest
-    assert len(list(Path(reg.location).glob("blobs/*/*"))) == 2  # the same bytes share the blob
-    with sqlite3.connect(f"{reg.location}/registry.db") as db:
+    assert len(list(blobs_at(reg).glob("blobs/*/*"))) == 2  # the same bytes share the blob
+    with by_hand(records_at(reg)) as db:
         indexed = db.execute("SELECT count(*) FROM files WHERE index_digest IS NOT NULL").fetchone()
-    db.close()
     assert indexed == (2,)  # and its index, so that a partial load of either is verified in part
 
 

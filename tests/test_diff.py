@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from backends import blobs_at
 from nets import WRAPS, seeded
 from torch import nn
 
@@ -240,7 +241,7 @@ def test_damaged_bytes_are_reported_and_not_compared(reg: Registry) -> None:
     b = reg.save(nn.Linear(64, 64), model="net")
     (blob,) = (
         p
-        for p in Path(reg.location).glob("blobs/*/*")
+        for p in blobs_at(reg).glob("blobs/*/*")
         if p.parent.name + p.name.split(".")[0] == b.digest.removeprefix("blake3:")
     )
     blob.chmod(0o644)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from backends import blobs_at
 from conftest import left_behind
 from nets import WRAPS, seeded
 from safetensors import safe_open
@@ -320,7 +321,7 @@ def test_a_missing_parent_and_the_registry_s_own_folders_are_refused(
         reg.export(ckpt, tmp_path / "no" / "out")
     before = left_behind(reg)
     with pytest.raises(ConflictError, match="registry"):
-        reg.export(ckpt, Path(reg.location) / "blobs" / "out")
+        reg.export(ckpt, blobs_at(reg) / "blobs" / "out")
     assert left_behind(reg) == before
 
 
@@ -346,7 +347,7 @@ def test_a_full_disk_leaves_neither_a_folder_nor_a_part_of_one(
 
 def test_damaged_bytes_are_never_exported(reg: Registry, tmp_path: Path) -> None:
     ckpt = reg.save(nn.Linear(64, 64), model="net")
-    (blob,) = (p for p in Path(reg.location).glob("blobs/*/*") if p.stat().st_size > 10_000)
+    (blob,) = (p for p in blobs_at(reg).glob("blobs/*/*") if p.stat().st_size > 10_000)
     blob.chmod(0o644)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1

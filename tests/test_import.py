@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import blobs_at
 from conftest import left_behind
 from torch import nn
 
@@ -80,7 +81,7 @@ def test_facts_of_the_name_are_recorded_and_marked(reg: Registry, tree: Path) ->
     assert (ckpt.model, ckpt.epoch, dict(ckpt.metrics)) == ("resnet50", 2, {"val_acc": 0.93})
     assert ckpt.provenance.from_name == ("model", "epoch", "metrics.val_acc")
     assert ckpt.to_dict()["provenance"]["from_name"] == ["model", "epoch", "metrics.val_acc"]
-    record = json.loads(next(Path(reg.location).glob(f"records/*/{ckpt.id}.json")).read_text())
+    record = json.loads(next(blobs_at(reg).glob(f"records/*/{ckpt.id}.json")).read_text())
     assert record["checkpoint"]["provenance"]["from_name"] == ["model", "epoch", "metrics.val_acc"]
 
 
