@@ -8,14 +8,15 @@ mount nor CKREG_BLOBS can give one registry another's bytes.
 from __future__ import annotations
 
 import os
-from importlib import import_module
+import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from .blobs import BlobStore
+from .blobs import BlobStore, marker
 from .blobs.local import LocalStore
 from .catalog import Catalog, Upkeep
-from .errors import ConflictError, NotFoundError, NotWritableError
+from .errors import CkregError, ConflictError, DamagedError, NotFoundError, NotWritableError
 from .location import DATABASE, Location
 from .schema import Database, Transactions
 from .urls import DatabaseUrl, is_url
@@ -40,10 +41,11 @@ def database(place: Place) -> Database | ServerDatabase:
 
 
 def sightings(place: Place) -> Path:
-    """Return the folder that keeps what imports saw of their trees; a server has none."""
+    """Return the folder that keeps what imports saw of their trees: a server's is in the cache."""
     if isinstance(place, DatabaseUrl):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache").expanduser())
-        return cache / "ckreg" / "imports" / digest_of(str(place)).removeprefix("blake3:")[:32]
+        from .blobs import cache
+
+        return cache.place() / "imports" / digest_of(str(place)).removeprefix("blake3:")[:32]
     return place.folder / "imports"
 
 
@@ -81,31 +83,65 @@ def open_parts(place: Place) -> tuple[BlobStore, Catalog]:
 def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: bool) -> None:
     """Make a registry's store and its database, or complete what is there.
 
+    The store gets the registry's own id. That is there first, so that a store which is there and of
+    another id is another registry's: two that share one would collect each other's bytes.
+
     Raises:
-        ValueError: a server's database, and no place for the blobs.
-        ConflictError: the database holds something else, or its blobs are elsewhere.
+        ValueError: a server's database, and no place for the blobs, or `shared` of a bucket.
+        ConflictError: the database holds something else, or its blobs are elsewhere, or the place
+            is another registry's or holds something else.
+        DamagedError: the blobs of this registry are there, and its database is lost.
         NotWritableError: it can't be made there.
     """
-    made: Transactions
     where = None if blobs is None else absolute(blobs)
     if isinstance(place, DatabaseUrl):
-        from .server import ServerDatabase
-
-        known = _known_blobs(place)
-        if where is None:
-            if known is None:
-                raise ValueError(f"where shall the blobs be? ckreg init {place} --blobs FOLDER")
-            where = known
-        store = create_store(where, shared=shared)
-        made = ServerDatabase.create(place)
+        made = _create_on_server(place, where, shared=shared)
     else:
-        own: BlobStore = LocalStore.create(place.folder, shared=shared)
-        store = own if where is None else create_store(where, shared=shared)
-        made = Database.create(place.folder / DATABASE)
-    Upkeep(made).adopt(store.id)
+        made = _create_in_folder(place.folder, where, shared=shared)
     catalog = Catalog(made)
     if where is not None and catalog.setting(BLOBS) is None:
         catalog.set_setting(BLOBS, where)
+
+
+def _create_on_server(place: DatabaseUrl, where: str | None, *, shared: bool) -> Transactions:
+    from .server import ServerDatabase
+
+    known = ServerDatabase(place)
+    if where is None and known.revision() is not None:
+        where = Catalog(known).setting(BLOBS)
+    if where is None:
+        raise ValueError(f"where shall the blobs be? ckreg init {place} --blobs FOLDER")
+    if shared and is_url(where):
+        raise ValueError(f"a bucket has no group: leave --shared out for {where!r}")
+    there = _look(where)
+    if there is not None:
+        id = None if known.revision() is None else Upkeep(known).store()
+        marker.check_own(there, id, where)
+    made = ServerDatabase.create(place)
+    create_store(where, id=Upkeep(made).identify(), shared=shared)
+    return made
+
+
+def _create_in_folder(folder: Path, where: str | None, *, shared: bool) -> Transactions:
+    path = folder / DATABASE
+    there = None if where is None else _look(where)
+    if there is not None and where is not None:
+        own = marker.read(folder) if (folder / marker.MARKER).exists() else None
+        marker.check_own(there, own, where)
+        if not path.exists() and next(open_store(where).records(), None) is not None:
+            at = shlex.quote(str(folder))
+            raise DamagedError(
+                f"the blobs of the registry {str(folder)!r} are at {where!r}, and its database "
+                f"{DATABASE} is lost",
+                hint=f"bring it back from a backup: cp BACKUP {at}; or make it anew from the "
+                f"records: CKREG_BLOBS={shlex.quote(where)} ckreg -r {at} verify --rebuild",
+            )
+    store = LocalStore.create(folder, shared=shared)
+    if where is not None:
+        create_store(where, id=store.id, shared=shared)
+    made = Database.create(path)
+    Upkeep(made).adopt(store.id)
+    return made
 
 
 def check_blobs(catalog: Catalog, store: BlobStore, blobs: str | os.PathLike[str]) -> None:
@@ -122,25 +158,39 @@ def check_blobs(catalog: Catalog, store: BlobStore, blobs: str | os.PathLike[str
         )
 
 
-def _known_blobs(place: DatabaseUrl) -> str | None:
-    """Return where a database says that its blobs are; it is looked at before a store is made."""
-    from .server import ServerDatabase
+def rebuilt_from(folder: Path) -> tuple[BlobStore, str | None]:
+    """Open the store whose records a folder's database can be made of, though that may be lost.
 
-    known = ServerDatabase(place)
-    return None if known.revision() is None else Catalog(known).setting(BLOBS)
+    Returns:
+        And where it is, if not in the folder: as CKREG_BLOBS or the database says.
+
+    Raises:
+        ConflictError: it is another registry's.
+        CkregError: as the opening of it.
+    """
+    own = LocalStore.open(folder)
+    where = os.environ.get("CKREG_BLOBS")
+    if not where:
+        with suppress(CkregError):
+            where = Catalog(Database.open(folder / DATABASE)).setting(BLOBS)
+    if not where:
+        return own, None
+    store = open_store(where)
+    marker.check_own(store.id, own.id, where)
+    return store, absolute(where)
 
 
 def absolute(blobs: str | os.PathLike[str]) -> str:
     """Return a store's place as it is recorded: a URL, or a folder's whole path.
 
     Raises:
-        ValueError: it is a URL of a kind that is not served.
+        ValueError: it is a URL of a kind that is not served, or holds a password.
     """
     text = os.fspath(blobs)
     if is_url(text):
-        if not text.startswith("s3://"):
-            raise ValueError(f"blobs are kept in a folder or at s3://BUCKET/PREFIX, not {text!r}")
-        return text
+        from .blobs.remote import check_url
+
+        return check_url(text)
     return os.path.abspath(os.path.expanduser(text))
 
 
@@ -153,7 +203,9 @@ def open_store(where: str) -> BlobStore:
     """
     where = absolute(where)
     if is_url(where):
-        return cast("BlobStore", _objects().open(where))
+        from .blobs import ObjectStore
+
+        return ObjectStore.open(where)
     try:
         return LocalStore.open(Path(where))
     except NotFoundError as error:
@@ -163,15 +215,31 @@ def open_store(where: str) -> BlobStore:
         ) from error
 
 
-def create_store(where: str, *, shared: bool) -> BlobStore:
-    """Make a store in a folder or at a URL, or open the one that is there.
+def create_store(where: str, *, id: str, shared: bool) -> BlobStore:
+    """Make a registry's store in a folder or at a URL, or open the one that is there.
 
     Raises:
-        ConflictError: something else is there.
+        ConflictError: another registry's is there.
         NotWritableError: it can't be made there.
     """
     if is_url(where):
-        return cast("BlobStore", _objects().create(where))
+        from .blobs import ObjectStore
+
+        return ObjectStore.create(where, id=id)
+    return LocalStore.create(Path(where), shared=shared, id=id)
+
+
+def _look(where: str) -> str | None:
+    """Return the id of the store that is at a place, or None where one can be made.
+
+    Raises:
+        ConflictError: something else is there.
+        CkregError: it can't be looked at.
+    """
+    if is_url(where):
+        from .blobs import ObjectStore
+
+        return ObjectStore.look(where)
     folder = Path(where)
     if (folder / DATABASE).exists():
         raise ConflictError(
@@ -179,24 +247,22 @@ def create_store(where: str, *, shared: bool) -> BlobStore:
             hint="name another folder: --blobs FOLDER",
         )
     try:
-        others = sorted(set(os.listdir(folder)) - _OWN)
+        there = set(os.listdir(folder))
     except FileNotFoundError:
-        others = []
+        return None
     except NotADirectoryError as error:
         raise ConflictError(f"{where!r} is a file, not a folder for blobs") from error
     except OSError as error:
         raise NotWritableError(f"{where!r} can't be looked into: {error.strerror}") from error
-    if others and "store.json" not in os.listdir(folder):
+    if marker.MARKER in there:
+        return marker.read(folder)
+    if others := sorted(there - _OWN):
         raise ConflictError(
             f"{where!r} is not empty: it holds {', '.join(map(repr, others[:3]))}",
             hint="name a folder of its own: --blobs FOLDER",
         )
-    return LocalStore.create(folder, shared=shared)
+    return None
 
 
-_OWN: Final = frozenset({"store.json", "blobs", "records", "tmp"})
-
-
-def _objects() -> Any:
-    """Return the store of an object service; what it needs is imported only for such a URL."""
-    return import_module(".blobs.objects", __package__).ObjectStore
+_OWN: Final = frozenset({"blobs", "records", "tmp"})
+"""What a store that is just being made holds."""

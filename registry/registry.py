@@ -113,17 +113,20 @@ class Registry:
 
         Args:
             location_: a folder, or `postgresql+psycopg://USER@HOST/NAME` of an empty database.
-            blobs: where the bytes are, if not in the folder: another one, or s3://BUCKET/PREFIX. It
-                is recorded in the database, whose readers must have it too; `CKREG_BLOBS` says
-                where it is on a machine that has it elsewhere.
+            blobs: where the bytes are, if not in the folder: another one, or s3://BUCKET/PREFIX,
+                gs://…, az://…, whose credentials and endpoint are read from the environment. It is
+                recorded in the database, whose readers must have it too; `CKREG_BLOBS` says where
+                it is on a machine that has it elsewhere.
             shared: "group" lets the folder's group write to it, whatever anybody's umask is:
                 folders are 2775, blobs 0444. By default a new folder is its owner's alone (0700),
                 and one that is there keeps its mode.
 
         Raises:
             ConflictError: the folder holds other things, or the location is a file; or a registry
-                is there that isn't shared.
+                is there that isn't shared, or has its blobs elsewhere; or the place for the blobs
+                is another registry's.
             NotWritableError: it can't be made there.
+            NotFoundError, RemoteError: there is no such bucket or database, or no answer.
         """
         registry = cls(location.place(location_))
         registry._create(
@@ -135,7 +138,7 @@ class Registry:
     def _create(self, blobs: str | os.PathLike[str] | None = None, *, shared: bool = False) -> None:
         import shlex
 
-        from .blobs import LocalStore
+        from .blobs.disk import is_shared
 
         place = self._location
         on_server = not isinstance(place, location.Location)
@@ -149,7 +152,7 @@ class Registry:
         if blobs is not None:
             places.check_blobs(catalog, store, blobs)
         folder = place.folder if isinstance(place, location.Location) else Path(store.location)
-        if shared and not (isinstance(store, LocalStore) and store.shared):
+        if shared and not is_shared(folder):
             at = shlex.quote(str(folder))
             raise ConflictError(
                 f"the registry {str(folder)!r} is there already, and is not shared with its group",
@@ -1116,16 +1119,15 @@ class Registry:
             DamagedError: the records contradict each other.
         """
         from . import repairing
-        from .blobs import LocalStore
 
         place = location.find() if location_ is None else location.place(location_)
         if not isinstance(place, location.Location):
             raise ValueError(
                 f"a database is made anew of records in a folder, not on a server: {place}"
             )
-        store = LocalStore.open(place.folder)
+        store, elsewhere = places.rebuilt_from(place.folder)
         database = Database(place.folder / location.DATABASE)
-        return repairing.rebuild(store, database, replace=replace)
+        return repairing.rebuild(store, database, replace=replace, elsewhere=elsewhere)
 
     def gc(
         self,

@@ -18,6 +18,7 @@ from .blobs import Blob, BlobStore
 from .catalog import Catalog, Upkeep, Whole, parse_whole, portions
 from .commits import write_record
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError
+from .places import BLOBS
 from .schema import Database
 from .values import FORMAT, CheckpointId, Digest
 from .verifying import Finding, Verification
@@ -178,13 +179,17 @@ class Rebuilt:
         }
 
 
-def rebuild(store: BlobStore, database: Database, *, replace: bool) -> Rebuilt:
+def rebuild(
+    store: BlobStore, database: Database, *, replace: bool, elsewhere: str | None = None
+) -> Rebuilt:
     """Make a database of the records, beside the one in use, and see that it holds together.
 
     Args:
         replace: put it in the place of the one in use, which is kept.
+        elsewhere: where the store is, if not beside the database.
 
     Raises:
+        NotFoundError: there are no records.
         ConflictError: one was made before and is still there; or checkpoints were made or changed
             meanwhile, or the database in use has some that no record tells of.
         DamagedError: what was made doesn't hold together.
@@ -194,9 +199,16 @@ def rebuild(store: BlobStore, database: Database, *, replace: bool) -> Rebuilt:
     if path.exists():
         raise ConflictError(f"{str(path)!r} is there already", hint=f"look at it, then: rm {path}")
     texts, unusable, found = _records(store)
+    if not texts and not unusable:
+        raise NotFoundError(
+            f"there are no records at {store.location!r}",
+            hint="where the blobs are elsewhere: CKREG_BLOBS=PLACE ckreg verify --rebuild",
+        )
     fresh = Database.create(path)
     upkeep = Upkeep(fresh)
     upkeep.adopt(store.id)
+    if elsewhere is not None:
+        Catalog(fresh).set_setting(BLOBS, elsewhere)
     for part in portions(found, _BATCH):
         upkeep.put_back(part)
     upkeep.put_moves(found, models=True)

@@ -4,6 +4,7 @@
       ab/cdef…                    a blob by its digest: a sparse file with the ranges that came
       ab/cdef….have               those ranges, one a line: offset and size
       tmp/<uuid>                  being written on its way to a store, or out of one
+      imports/…                   what trees held, of registries on a server (sightings.py)
 
 Law: a range is named in `.have` only after it was verified, and written while its file is locked,
 so that of many readers one downloads. Room is made by unlink alone, the least recently used first:
@@ -39,6 +40,14 @@ Span = tuple[int, int]
 """An offset, and how many bytes from there on."""
 
 
+def place() -> Path:
+    """Return where the environment says that the cache is; it may not be there yet."""
+    named = os.environ.get("CKREG_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache")
+    found = Path(named) if named else Path(base, "ckreg")
+    return Path(os.path.abspath(found.expanduser()))
+
+
 class Cache:
     """A folder of cached bytes, shared by all registries of one user.
 
@@ -60,10 +69,7 @@ class Cache:
         Raises:
             CkregError: it can't be made.
         """
-        named = os.environ.get("CKREG_CACHE")
-        base = os.environ.get("XDG_CACHE_HOME") or Path("~", ".cache")
-        place = Path(named) if named else Path(base, "ckreg")
-        return cls(Path(os.path.abspath(place.expanduser())))
+        return cls(place())
 
     def open(self, digest: Digest, size: int) -> Entry:
         """Return a blob's file, made if it isn't there: sparse, and nothing in it yet.

@@ -79,21 +79,25 @@ class LocalStore(Ends):
     # --- create and open ----------------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Path, *, shared: bool = False) -> Self:
+    def create(cls, root: Path, *, shared: bool = False, id: str | None = None) -> Self:
         """Make a store in a folder, or open the one that is there. Any number may do so at once.
 
         Args:
             shared: let the folder's group write to it, whatever the umask.
+            id: the store's id, chosen by the registry that it is for; by default a new one.
 
         Raises:
-            ConflictError: the path is a file.
+            ConflictError: the path is a file, or another registry's store is there.
             DamagedError: blobs or records are there, and the marker is lost.
             NotWritableError, NoSpaceError: it can't be made there.
         """
         root = root.absolute()
         if not os.path.lexists(root / MARKER):
-            marker.make(root, shared=shared)
-        return cls.open(root)
+            marker.make(root, shared=shared, id=id)
+        made = cls.open(root)
+        if id is not None:
+            marker.check_own(made.id, id, made.location)
+        return made
 
     @classmethod
     def open(cls, root: Path) -> Self:

@@ -41,11 +41,12 @@ SHARDS: Final = tuple(f"{n:02x}" for n in range(256))
 MAX_MARKER: Final = 64 << 10
 
 
-def make(root: Path, *, shared: bool = False) -> None:
+def make(root: Path, *, shared: bool = False, id: str | None = None) -> None:
     """Make the folders and the marker of a store.
 
     Args:
         shared: let the group of the folder write to it; else a new one is its owner's alone.
+        id: the store's, by default a new one.
 
     Raises:
         ConflictError: a file is in the way.
@@ -69,7 +70,7 @@ def make(root: Path, *, shared: bool = False) -> None:
             os.close(blobs)
     mode = 0o664 if group else 0o666
     with Staged(root, "tmp", mode=mode, exact=group) as staged, folder(root) as top:
-        text = canonical_json({"format": STORE_FORMAT, "id": uuid.uuid4().hex})
+        text = canonical_json({"format": STORE_FORMAT, "id": id or uuid.uuid4().hex})
         staged.write(text.encode() + b"\n")
         staged.sync()
         _place(staged, root, top)
@@ -98,6 +99,24 @@ def read(root: Path) -> str:
         return _read_in(root, top)
     finally:
         os.close(top)
+
+
+def check_own(found: str, id: str | None, place: str) -> None:
+    """See that a store is the one that a registry chose the id of.
+
+    Args:
+        found: the store's id.
+        id: the registry's, or None where it has none yet.
+        place: where the store is.
+
+    Raises:
+        ConflictError: it is another registry's.
+    """
+    if id != found:
+        raise ConflictError(
+            f"{place!r} is the store of another registry: its id is {found}",
+            hint=f"take a place of its own: --blobs {shlex.quote(f'{place}-2')}",
+        )
 
 
 def _read_in(root: Path, top: int) -> str:

@@ -37,7 +37,7 @@ from .disk import check_space
 from .ends import Ends
 from .fetched import CachedBlob, DirectBlob
 from .listing import StoredFile
-from .marker import MARKER, MAX_MARKER, SHARDS, STORE_FORMAT, parse
+from .marker import MARKER, MAX_MARKER, SHARDS, STORE_FORMAT, check_own, parse
 from .reading import BlobFile, damaged
 from .remote import Client, Stored, check_url
 from .staging import Staged
@@ -82,17 +82,22 @@ class ObjectStore(Ends):
             RemoteError, NotWritableError: the server can't be reached, or refuses.
         """
         client = Client(url)
-        if client.get(MARKER, limit=MAX_MARKER) is None:
-            _check_never_used(client)
+        if _look(client) is None:
             text = canonical_json({"format": STORE_FORMAT, "id": id or uuid.uuid4().hex})
             client.create(MARKER, text.encode() + b"\n")
         made = cls.open(url)
-        if id is not None and made.id != id:
-            raise ConflictError(
-                f"{made.url!r} is the store of another registry: its id is {made.id}",
-                hint=f"take a prefix of its own: --blobs {made.url}-2",
-            )
+        if id is not None:
+            check_own(made.id, id, made.url)
         return made
+
+    @staticmethod
+    def look(url: str) -> str | None:
+        """Return the id of the store below a prefix, or None where one can be made.
+
+        Raises:
+            CkregError: as `create`.
+        """
+        return _look(Client(url))
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -367,17 +372,29 @@ def _file(found: Stored) -> StoredFile:
 
 
 def _read_marker(client: Client) -> str:
+    found = _found_marker(client)
+    if found is None:
+        raise NotFoundError(
+            f"{client.url!r} is no blob store: its marker {MARKER} is missing",
+            hint="see which bucket, prefix and endpoint are meant: env | grep AWS_",
+        )
+    return found
+
+
+def _look(client: Client) -> str | None:
+    found = _found_marker(client)
+    if found is None:
+        _check_never_used(client)
+    return found
+
+
+def _found_marker(client: Client) -> str | None:
     place = client.at(MARKER)
     try:
         data = client.get(MARKER, limit=MAX_MARKER)
     except ValueError as error:
         raise DamagedError(f"{place!r} is no store's marker: {error}") from error
-    if data is None:
-        raise NotFoundError(
-            f"{client.url!r} is no blob store: its marker {MARKER} is missing",
-            hint="see which bucket, prefix and endpoint are meant: env | grep AWS_",
-        )
-    return parse(data, place, f"aws s3 cp BACKUP {place}")
+    return None if data is None else parse(data, place, f"aws s3 cp BACKUP {place}")
 
 
 def _check_never_used(client: Client) -> None:

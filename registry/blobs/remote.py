@@ -66,7 +66,7 @@ def check_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.netloc:
         kinds = ", ".join(f"{s}://BUCKET/PREFIX" for s in SCHEMES)
-        raise ValueError(f"{url!r} is no object store; name one as {kinds}")
+        raise ValueError(f"blobs are kept in a folder, or at {kinds}, and not at another URL")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(
             f"{parts.scheme}://… names a bucket and a prefix; credentials come from the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from sqlalchemy import Connection, insert, select
@@ -60,6 +61,14 @@ class Upkeep:
         if self.store() is None:
             self._database.writing(lambda c: _adopt(c, store))
         self.check(store)
+
+    def identify(self) -> str:
+        """Return the id of the store that the blobs are in, or are to be; chosen now if none is."""
+        found = self.store()
+        if found is None:
+            chosen = uuid.uuid4().hex
+            found = self._database.writing(lambda c: _adopt(c, chosen))
+        return found
 
     # --- verify ------------------------------------------------------------------------------
 
@@ -170,7 +179,9 @@ class Upkeep:
         self._database.writing(work)
 
 
-def _adopt(connection: Connection, store: str) -> None:
-    there = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
+def _adopt(connection: Connection, store: str) -> str:
+    """Record the store's id unless one is, and return the one that is then."""
+    there: str | None = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
     if there is None:
         connection.execute(insert(settings).values(name=_STORE, value=store))
+    return store if there is None else there

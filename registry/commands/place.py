@@ -12,7 +12,7 @@ from .session import Session, json_option, registry_option, takes_session
 
 @click.command()
 @click.argument("location", required=False)
-@click.option("--blobs", metavar="PLACE", help="Keep the bytes in this folder, or s3:// URL.")
+@click.option("--blobs", metavar="PLACE", help="Keep the bytes in this folder, or at an s3:// URL.")
 @click.option("--shared", type=click.Choice(["group"]), help="The folder's group may write too.")
 @json_option
 @registry_option
