@@ -90,7 +90,7 @@ class Cache:
             NoSpaceError: the disk is too full all the same.
         """
         found = os.statvfs(self.root)
-        limit = found.f_blocks * found.f_frsize // _PART_OF_DISK
+        limit = self.limit()
         free = found.f_bavail * found.f_frsize
         entries = sorted(self._entries())
         used = sum(size for _, size, _ in entries)
@@ -100,6 +100,11 @@ class Cache:
             if _evict(path):
                 used, free = used - size, free + size
         check_space(self.root / "tmp", need)
+
+    def limit(self) -> int:
+        """Return how many bytes the cache may take."""
+        found = os.statvfs(self.root)
+        return found.f_blocks * found.f_frsize // _PART_OF_DISK
 
     def sweep(self) -> int:
         """Remove what killed writers left, and return how many files that was."""

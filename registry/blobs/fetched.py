@@ -30,7 +30,8 @@ PIECE: Final = 8 << 20
 """Bytes of one request."""
 
 _AT_ONCE: Final = 8
-_AHEAD: Final = 4  # requests of a read in order that are under way
+_AHEAD: Final = 3  # requests of a read in order that are under way
+_STRIDE: Final = 4  # pieces in each of them
 _SMALL: Final = 1 << 20  # a file of this size comes whole: one request
 _BUDGET: Final = 128  # a file's bytes by this may come unasked, to save requests
 _NEAR: Final = 64 << 10  # a read may bring this much more, to be verified and kept
@@ -275,7 +276,7 @@ class DirectBlob(BlobFile):
                 at = offset
                 while at < end or under_way:
                     while at < end and len(under_way) < _AHEAD:
-                        step = min(PIECE, end - at)
+                        step = min(_STRIDE * PIECE, end - at)
                         under_way.append(pool.submit(self._read, at, step))
                         at += step
                     yield under_way.popleft().result()

@@ -158,7 +158,7 @@ class ObjectStore(Ends):
                 self._cache.sweep()
         if expect_bytes is not None:
             check_space(self._cache.root / "tmp", expect_bytes)
-        return Staged(self._cache.root, "tmp")
+        return Staged(self._cache.root, "tmp", hurry=False)
 
     def publish(self, staged: Staged) -> Blob:
         """Upload a staged file, once its bytes are hashed, and see that it is there, whole.

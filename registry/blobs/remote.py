@@ -141,7 +141,7 @@ class Client:
 
         try:
             found = self._ask("look at", key, lambda: obstore.head(self._here(), key))
-        except NotFoundError:
+        except _AbsentError:
             return None
         return _stored(found)
 
@@ -165,7 +165,7 @@ class Client:
 
         try:
             return self._ask("read", key, read)
-        except NotFoundError:
+        except _AbsentError:
             return None
 
     def read(self, key: str, offset: int, size: int) -> memoryview:
@@ -230,7 +230,7 @@ class Client:
         """Remove an object; one that is gone is no error."""
         import obstore
 
-        with suppress(NotFoundError):
+        with suppress(_AbsentError):
             self._ask("remove", key, lambda: obstore.delete(self._here(), key))
 
     def copy(self, key: str, to: str) -> None:
@@ -287,13 +287,17 @@ class Client:
                     f"{what}: {why}", hint=hint.replace("BUCKET", urlsplit(self.url).netloc)
                 )
         if isinstance(error, FileNotFoundError):
-            return NotFoundError(f"there is no {self.at(key)!r}")
+            return _AbsentError(f"there is no {self.at(key)!r}")
         endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
         return RemoteError(
             f"{what}: {_first_line(error)}",
             hint="see whether the server answers"
             + (f": curl -i {endpoint}" if endpoint else ", and do it again"),
         )
+
+
+class _AbsentError(NotFoundError):
+    """There is no object of that name; the bucket is there, as far as the answer says."""
 
 
 class _CutShort(Exception):

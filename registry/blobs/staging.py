@@ -76,6 +76,7 @@ class Staged:
         name: str | None = None,
         mode: int = 0o600,
         exact: bool = False,
+        hurry: bool = True,
     ) -> None:
         """Make the file.
 
@@ -84,6 +85,7 @@ class Staged:
             name: its temporary name there; a fresh one that `sweep` knows, by default.
             mode: permissions, before the umask.
             exact: permissions whatever the umask.
+            hurry: begin to put it on the medium while it is written; not what only passes through.
 
         Raises:
             NotWritableError, NoSpaceError, NotFoundError: it can't be made there.
@@ -102,6 +104,7 @@ class Staged:
             os.close(self.folder)
             raise
         self.path = place / self.name
+        self._hurry = hurry
         self._trail = Trail(self.fd)
         self._writeback = Writeback(self.fd)
 
@@ -245,8 +248,9 @@ class Staged:
         self.size += by
         with translated("read back", self.path):
             self._trail.advance(self.size)
-        with translated("put on the disk", self.path, need=self.size):
-            self._writeback.advance(self.size)
+        if self._hurry:
+            with translated("put on the disk", self.path, need=self.size):
+                self._writeback.advance(self.size)
 
     def _check_open(self) -> None:
         if self._failure is not None:
