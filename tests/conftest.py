@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from backends import BACKENDS, CONFORMING, blobs_at, why_not
 from hypothesis import HealthCheck, settings
+from sweeps import s3_server
 
 from registry import Registry
+
+if TYPE_CHECKING:
+    from stores import Held
 
 settings.register_profile(  # the full sweep of oracles: pytest --hypothesis-profile=full
     "full", max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck)
@@ -21,7 +27,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test sees the user's registries, and none leaves one in the working folder."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.delenv("CKREG_REGISTRY", raising=False)
+    for name in ("CKREG_REGISTRY", "CKREG_BLOBS", "CKREG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,6 +57,45 @@ def reg(backend: str, tmp_path: Path) -> Iterator[Registry]:
     """Return a new registry."""
     with BACKENDS[backend](tmp_path) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def s3_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+    """Return an object store, one for all tests."""
+    try:
+        server = s3_server.start(tmp_path_factory.mktemp("swift"))
+    except s3_server.Unavailable as error:
+        pytest.skip(str(error))
+    server.make_bucket("tests")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(
+    s3_shared: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> s3_server.Server:
+    """Return the object store, with the environment that leads a client to it."""
+    for name, value in s3_shared.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CKREG_CACHE", str(tmp_path / "cache"))
+    return s3_shared
+
+
+@pytest.fixture
+def prefix(s3: s3_server.Server) -> str:
+    """Return the URL of a prefix that is this test's alone."""
+    return f"s3://tests/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def held(request: pytest.FixtureRequest, tmp_path: Path) -> Held:
+    """Return a new store of each kind."""
+    from stores import HeldBucket, HeldFolder
+
+    if request.param == "folder":
+        return HeldFolder(tmp_path / "registry")
+    return HeldBucket(request.getfixturevalue("prefix"))
 
 
 def left_behind(registry: Registry) -> list[str]:

@@ -35,18 +35,6 @@ def out(tmp_path: Path) -> Path:
     return place
 
 
-def test_a_pull_gives_the_stored_bytes_with_progress(
-    store: LocalStore, blob: Blob, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(staging, "STEP", MIB)
-    seen: list[tuple[int, int]] = []
-    store.pull(blob, out / "model.pt", progress=lambda done, total: seen.append((done, total)))
-    assert (out / "model.pt").read_bytes() == DATA
-    assert os.listdir(out) == ["model.pt"]
-    assert seen[0] == (MIB, len(DATA))
-    assert seen[-1] == (len(DATA), len(DATA))
-
-
 @pytest.mark.parametrize("force", [False, True])
 def test_a_pulled_file_is_its_owners_and_honours_the_umask(
     store: LocalStore, blob: Blob, out: Path, force: bool
@@ -60,74 +48,6 @@ def test_a_pulled_file_is_its_owners_and_honours_the_umask(
     assert stat.S_IMODE(found.st_mode) == 0o640
     assert found.st_nlink == 1
     assert found.st_ino != store.path_of(blob).stat().st_ino
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_the_same_bytes_already_there_are_left_as_they_are(
-    store: LocalStore, blob: Blob, out: Path, force: bool
-) -> None:
-    dest = out / "model.pt"
-    dest.write_bytes(DATA)
-    before = dest.stat()
-    store.pull(blob, dest, force=force)
-    after = dest.stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-@pytest.mark.parametrize("other", [b"", DATA[:-1], DATA[:-1] + bytes([DATA[-1] ^ 1]), DATA + b"x"])
-def test_other_bytes_are_a_conflict_unless_forced(
-    store: LocalStore, blob: Blob, out: Path, other: bytes
-) -> None:
-    dest = out / "model.pt"
-    dest.write_bytes(other)
-    with pytest.raises(ConflictError, match="already") as caught:
-        store.pull(blob, dest)
-    assert "--force" in str(caught.value)
-    assert caught.value.exit_code == 5
-    assert dest.read_bytes() == other
-    store.pull(blob, dest, force=True)
-    assert dest.read_bytes() == DATA
-    assert os.listdir(out) == ["model.pt"]
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_folder_or_a_device_is_never_replaced(
-    store: LocalStore, blob: Blob, out: Path, force: bool
-) -> None:
-    fifo = out / "fifo"
-    os.mkfifo(fifo)
-    for dest, kind in ((out, "a folder"), (fifo, "a FIFO"), (Path("/dev/null"), "a device")):
-        with pytest.raises(ConflictError, match=kind):
-            store.pull(blob, dest, force=force)
-    assert stat.S_ISFIFO(fifo.stat().st_mode)
-    assert os.listdir(out) == ["fifo"]
-
-
-def test_a_missing_folder_is_said_with_the_command_that_makes_it(
-    store: LocalStore, blob: Blob, out: Path
-) -> None:
-    with pytest.raises(NotFoundError) as caught:
-        store.pull(blob, out / "my models" / "model.pt")
-    assert caught.value.hint == f"mkdir -p '{out}/my models'"
-    (out / "file").write_text("x")
-    with pytest.raises(ConflictError, match="is a file, not a folder"):
-        store.pull(blob, out / "file" / "model.pt")
-
-
-def test_a_symlink_is_replaced_and_what_it_names_is_left(
-    store: LocalStore, blob: Blob, out: Path
-) -> None:
-    (out / "real").write_bytes(b"mine")
-    (out / "link").symlink_to(out / "real")
-    (out / "dangling").symlink_to(out / "nowhere")
-    for name in ("link", "dangling"):
-        with pytest.raises(ConflictError):
-            store.pull(blob, out / name)
-        store.pull(blob, out / name, force=True)
-        assert not (out / name).is_symlink()
-        assert (out / name).read_bytes() == DATA
-    assert (out / "real").read_bytes() == b"mine"
-    assert not (out / "nowhere").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])

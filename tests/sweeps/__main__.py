@@ -6,7 +6,7 @@ import argparse
 import sys
 from types import ModuleType
 
-from . import crowds, damage, failures, fuzz, kills, mutants, power, server_crowds
+from . import crowds, damage, failures, fuzz, kills, mutants, power, s3faults, server_crowds
 
 
 def main(words: list[str] | None = None) -> int:
@@ -61,6 +61,11 @@ def main(words: list[str] | None = None) -> int:
     of_fuzz.add_argument("--count", type=int, default=100_000, help="inputs for each kind")
     of_fuzz.add_argument("--kinds", nargs="+", choices=fuzz.KINDS, default=list(fuzz.KINDS))
     of_fuzz.set_defaults(sweep=lambda g: fuzz.sweep(g.kinds, g.count))
+    of_s3faults = sweeps.add_parser("s3faults", help=_first(s3faults))
+    of_s3faults.add_argument("--count", type=int, default=1000, help="pushes and pulls")
+    of_s3faults.add_argument("--seed", type=int, default=1)
+    of_s3faults.add_argument("--share", type=float, default=0.08, help="of requests that fail")
+    of_s3faults.set_defaults(sweep=lambda g: s3faults.sweep(g.count, g.seed, g.share))
     of_power = sweeps.add_parser("power", help=_first(power))
     of_power.add_argument("--count", type=int, default=400, help="calls of each name, at most")
     of_power.add_argument("--kinds", nargs="+", choices=power.KINDS, default=power.KINDS)

@@ -94,7 +94,7 @@ from swift.common.utils import parse_options
 conf_file, options = parse_options()
 if name == "object":
     from swift.obj.server import global_conf_callback
-    sys.exit(run_wsgi(conf_file, "object-server", global_conf_callback=global_conf_callback, **options))
+    options["global_conf_callback"] = global_conf_callback
 sys.exit(run_wsgi(conf_file, name + "-server", **options))
 """
 
@@ -147,8 +147,9 @@ def start(root: Path) -> Server:
     Raises:
         Unavailable: it can't be started here.
     """
-    if importlib.util.find_spec("swift") is None:
-        raise Unavailable("swift is not installed: pip install 'ckreg[test]'")
+    for name in ("obstore", "swift"):
+        if importlib.util.find_spec(name) is None:
+            raise Unavailable(f"{name} is not installed: pip install 'ckreg[test]'")
     conf = root / "swift.conf"
     (root / "srv" / "sdb1").mkdir(parents=True)
     conf.write_text(_CONSTRAINTS)
