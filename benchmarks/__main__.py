@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import growth, million, rivals, speed
+from . import growth, million, objects, rivals, speed
 from .timing import Row, table
 
 
@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of million")
     parser.add_argument("--at", type=Path, help="where million's registry is kept, or already is")
-    names = ("in_and_out", "saves", "loads", "commands", "million", "growth")
+    names = ("in_and_out", "saves", "loads", "commands", "million", "growth", "objects")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument(
         "--rivals", action="store_true",
@@ -43,10 +43,8 @@ def main(words: list[str] | None = None) -> int:
             rows += speed.loads(folder, given.mib, given.rounds)
         if "commands" in given.only:
             rows += speed.commands(folder, given.rounds)
-        if "million" in given.only:
-            rows += million.million(folder, given.rounds, rows=given.rows, at=given.at)
-        if "growth" in given.only:
-            rows += growth.growth(folder, given.mib, given.rounds, at=given.at)
+        if "objects" in given.only:
+            rows += objects.push_and_pull(folder, given.mib, given.rounds)
         if given.rivals:
             rows += rivals.rivals(folder, given.mib, given.rounds)
     print(table(rows))
