@@ -33,6 +33,7 @@ class Part:
         stored: the bytes as they are stored.
         staged: the file that is to be published; None where the store holds the bytes.
         blob, index: what the store holds, verified.
+        ours: the blobs were published for this checkpoint, and go if it can't be committed.
         damaged: digests whose bytes the store holds damaged: ours replace them.
     """
 
@@ -44,6 +45,7 @@ class Part:
     index: Blob | None = None
     probe: str | None = None
     damaged: frozenset[Digest] = frozenset()
+    ours: bool = False
 
     @property
     def file(self) -> File:
@@ -77,7 +79,7 @@ def commit(
             saved is kept, and the hint finishes the work.
         CkregError: anything else; nothing is left behind.
     """
-    ours: list[Blob] = []
+    ours = [b for p in parts if p.ours for b in (p.blob, p.index) if b]
     try:
         files = tuple(
             (part.name, *_published(store, part, contents, ours), part.probe) for part in parts
@@ -89,7 +91,9 @@ def commit(
                 signatures=signatures,
                 files=files,
                 twin=twin,
-                borrowed=frozenset(b.name for p in parts for b in (p.blob, p.index) if b),
+                borrowed=frozenset(
+                    b.name for p in parts if not p.ours for b in (p.blob, p.index) if b
+                ),
                 damaged=frozenset().union(*(p.damaged for p in parts)),
                 actor=actor,
             ),

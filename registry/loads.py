@@ -6,7 +6,8 @@ Imports .tensors only inside functions: a plan without a live net never imports 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from .tensors.building import Builder
     from .tensors.observe import Live
+    from .tensors.together import Together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,30 @@ class Objects:
             raise TypeError(f"into= takes a torch.nn.Module, not {type(self.net).__name__}")
 
 
+@contextmanager
+def together(net: Any, ref: object, *, broadcast: bool) -> Iterator[Together | None]:
+    """Return this rank's part in a load, if ranks load together, else None.
+
+    They do where they hold parts of the net, and where one reads for all. An error in the block
+    becomes every rank's.
+    """
+    if broadcast and net is None:
+        raise TypeError("broadcast=True needs a net to fill on every rank: into=net")
+    if net is None or not hasattr(net, "load_state_dict"):
+        yield None
+        return
+    from .tensors import wrappers
+    from .tensors.together import Together
+
+    if not broadcast and not wrappers.is_sharded(net):
+        yield None
+        return
+    named = str(getattr(ref, "ref", ref))
+    part = Together(f"load {named}", "call load", (f"load {named}", None, None, None))
+    with part.whole():
+        yield part
+
+
 def plan(opened: Opened, objects: Objects, want: Wanted) -> LoadPlan:
     """Return the plan of a load; without a net the device is taken as said, and torch isn't
     imported.
@@ -141,7 +167,8 @@ def _plan_for(opened: Opened, objects: Objects, want: Wanted) -> tuple[LoadPlan,
     live = target = None
     if objects.scheduler is not None and opened.record is not None:
         _check_scheduler(opened, wrappers.class_name(objects.scheduler))
-    if want.rng and hardware.rank() != (opened.checkpoint.topology.rank or 0):
+    of_each = bool(opened.description.rng_states)
+    if want.rng and not of_each and hardware.rank() != (opened.checkpoint.topology.rank or 0):
         # One rank's generators on every rank would make all of them draw the same numbers.
         want = replace(want, rng=False)
     if objects.net is not None:
@@ -153,7 +180,9 @@ def _plan_for(opened: Opened, objects: Objects, want: Wanted) -> tuple[LoadPlan,
             scheduler=objects.scheduler,
             stateful=objects.stateful,
         )
-    want = replace(want, world_size=hardware.world_size())
+        if want.device is None:
+            want = replace(want, device=observe.meta_device(live))
+    want = replace(want, world_size=hardware.world_size(), rank=hardware.rank())
     return make_plan(saved_side(opened), target, want, hardware.machine()), live
 
 
@@ -174,17 +203,26 @@ def load(
     *,
     verify: bool,
     progress: Progress | None,
+    together: Together | None = None,
+    broadcast: bool = False,
 ) -> LoadResult:
-    """Load; see `Registry.load`."""
-    from .tensors import applying, building, observe
+    """Load; see `Registry.load`.
 
-    made, live = _plan_for(opened, objects, want)
+    Args:
+        together: this rank's part, where the net's ranks hold parts of it.
+    """
+    from .tensors import applying, broadcasting, building, observe
+
+    agree = applying.alone if together is None else together.agree
+    made, live = agree(lambda: _plan_for(opened, objects, want))
     description = opened.description
-    used = _used(made, description)
+    reads = not broadcast or together is None or together.rank == 0
+    used = _used(made, description, live, objects, broadcast=broadcast) if reads else []
     mapping = opened.map(used)
     if verify:
         opened.verify(mapping, used, progress)
-    builder = building.Builder(opened.contents, mapping, trust=want.trust.values())
+    kind = broadcasting.Broadcast if broadcast else building.Builder
+    builder = agree(lambda: kind(opened.contents, mapping, trust=want.trust.values()))
     extra, left = _extra(description, builder)
     state = None
     if objects.net is None or live is None:
@@ -200,9 +238,10 @@ def load(
             optimizers=observe.named_optimizers(objects.optimizer),
             scheduler=objects.scheduler,
             stateful=objects.stateful,
+            agree=agree,
         )
     ignored: dict[str, str] = {}
-    if want.rng and not made.rng and description.rng is not None:
+    if want.rng and not made.rng and description.rng is not None and "rng" not in left:
         left["rng"] = "it is another rank's, or the number of processes changed"
     for what, reason in [*((n.what, n.reason) for n in made.ignored), *left.items()]:
         ignored[what] = f"{ignored[what]}; {reason}" if what in ignored else reason
@@ -263,19 +302,46 @@ def export(
         exporting.write_torch(tree, target, tag=made.map_location, weights=weights)
 
 
-def _used(made: LoadPlan, description: Description) -> list[Tensor]:
-    """Return every tensor whose bytes the load will use."""
+def _used(
+    made: LoadPlan,
+    description: Description,
+    live: Live | None,
+    objects: Objects,
+    *,
+    broadcast: bool,
+) -> list[Tensor]:
+    """Return the tensors whose bytes this rank will use: of a spread net, those of its part."""
+    from .tensors import applying, observe
+
+    beside = _beside(made, description)
+    if live is not None and live.spread and not broadcast:
+        named = observe.named_optimizers(objects.optimizer)
+        return beside + applying.needed(made, description, live, named)
+    return beside + _weights_and_optimizers(made, description)
+
+
+def _weights_and_optimizers(made: LoadPlan, description: Description) -> list[Tensor]:
+    """Return the tensors of the weights and of optimizer state whose bytes the load will use."""
+    weights = description.weights
+    if made.weights == "ema" and description.ema is not None:
+        weights = description.ema
+    return [
+        *tensors_in([weights[move.source] for move in made.moves]),
+        *tensors_in([description.optimizers[move.name] for move in made.optimizers]),
+    ]
+
+
+def _beside(made: LoadPlan, description: Description) -> list[Tensor]:
+    """Return the other tensors whose bytes the load will use."""
     weights = description.weights
     if made.weights == "ema" and description.ema is not None:
         weights = description.ema
     trees: list[object] = [
-        [weights[move.source] for move in made.moves],
         [description.wrapper_state.get(name) or weights[name] for name, _ in made.wrapper_state],
         [description.others[raw] for raw, _ in made.others],
-        [description.optimizers[move.name] for move in made.optimizers],
         [description.stateful[name] for name in made.stateful],
         description.scheduler if made.scheduler else None,
-        description.rng if made.rng else None,
+        [description.rng, *description.rng_states.values()] if made.rng else None,
         list(description.extra.values()),
     ]
     return list(tensors_in(trees))

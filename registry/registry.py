@@ -339,7 +339,7 @@ class Registry:
             optional_count(step, "step"),
         )  # fmt: skip
 
-        turn = saves.turn(facts)
+        turn = saves.turn(net, facts)
 
         def begun() -> Callable[[], Checkpoint]:
             # Checked by the rank that writes: what it refuses is told to the others.
@@ -354,7 +354,7 @@ class Registry:
             store, catalog = self._for_writing()
             record = self._lineage.run_of(catalog, given, run)
             before = None if parent is None else self._resolve(parent, include_removed=True).id
-            prepared = saves.prepare(job, record, snapshot=not wait)
+            prepared = saves.prepare(job, record, turn, snapshot=not wait)
 
             def write() -> Checkpoint:
                 checkpoint = saves.write(
@@ -493,6 +493,7 @@ class Registry:
         allow: Sequence[str] = (),
         trust: Iterable[type] = (),
         rng: bool = False,
+        broadcast: bool = False,
         verify: bool = True,
         progress: Progress | None = None,
     ) -> LoadResult:
@@ -516,6 +517,8 @@ class Registry:
                 code runs. Functions are never called, and nothing is trusted unnamed; weights need
                 no trust. What stays in the file for lack of it is in `.ignored`.
             rng: restore this process's random states.
+            broadcast: rank 0 alone reads the files, and sends the tensors to all, who all call.
+                By default each rank reads its own part.
             verify: False skips the digests, for speed on a disk that you trust.
 
         Raises:
@@ -529,20 +532,27 @@ class Registry:
         from . import loads
         from .opening import opened
 
-        checkpoint = self._resolve(ref, dataset)
-        store, catalog = self._parts()
         want = loads.wanted(
             device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
             allow=allow, trust=trust, rng=rng,
         )  # fmt: skip
-        with opened(store, catalog, checkpoint, verify=verify) as file:
-            result = loads.load(
-                file,
-                loads.Objects(into, optimizer, scheduler, dict(stateful or {})),
-                want,
-                verify=verify,
-                progress=progress,
-            )
+        with loads.together(into, ref, broadcast=broadcast) as together:
+            checkpoint = self._resolve(ref, dataset)
+            if together is not None:  # a save may have come between two ranks' look-ups
+                checkpoint = self._resolve(
+                    together.round(lambda: checkpoint.id, lambda told: told[0])
+                )
+            store, catalog = self._parts()
+            with opened(store, catalog, checkpoint, verify=verify) as file:
+                result = loads.load(
+                    file,
+                    loads.Objects(into, optimizer, scheduler, dict(stateful or {})),
+                    want,
+                    verify=verify,
+                    progress=progress,
+                    together=together,
+                    broadcast=broadcast,
+                )
         if optimizer is not None:
             self._lineage.resumed(checkpoint)
         return result

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Required, TypeAlias, TypedDict
 
-from . import surroundings
+from . import sharded, surroundings
 from .blobs import BlobStore
 from .catalog import Catalog
 from .commits import Part, commit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .runs import Run
     from .tensors.ranks import Facts, Turn
+    from .tensors.together import Together
 
     Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 
@@ -95,6 +96,7 @@ class Prepared:
     Attributes:
         tags: devices to name in the file in place of the CPU, by storage; see tensors/copying.py.
         wait: waits until the tensors are there.
+        together: where every rank writes its part.
     """
 
     tree: dict[str, Any]
@@ -102,28 +104,43 @@ class Prepared:
     run: RunRecord
     tags: Mapping[int, str]
     wait: Callable[[], None]
+    together: Together | None = None
 
 
-def turn(facts: Facts) -> Turn:
-    """Return this rank's part in a save: rank 0 writes, every other that calls gets its result."""
-    from .tensors import ranks
+def turn(net: torch.nn.Module, facts: Facts) -> Turn | Together:
+    """Return this rank's part in a save.
 
-    return ranks.turn(facts)
+    Of a net that every rank holds whole, rank 0 writes, and every other that calls gets its result;
+    of a sharded one every rank writes its part.
+    """
+    from .tensors import ranks, together, wrappers
+
+    if not wrappers.is_sharded(net):
+        return ranks.turn(facts)
+    return together.Together(f"save {ranks.named(facts)}", "call save", facts)
 
 
-def prepare(job: Job, run: RunRecord, *, snapshot: bool) -> Prepared:
+def prepare(job: Job, run: RunRecord, turn: Turn | Together, *, snapshot: bool) -> Prepared:
     """Take what is to be written from the live objects.
 
     Args:
+        turn: this rank's part.
         snapshot: copy the tensors, so that they may change before they are written.
 
     Raises:
         TypeError, ValueError, RefusedLoadError: as `Registry.save`, before anything is written.
     """
     from .tensors import copying, hardware, observe, writing
+    from .tensors.together import Together
 
     given = replace(job.given, run=run)
+    together = turn if isinstance(turn, Together) else None
+    if together is not None:
+        together.agree(lambda: None)  # all are here: what FSDP1 gathers next won't wait for ever
     live = observe.observe(job.net)
+    places: list[str] = []
+    if together is not None:
+        together.round(lambda: hardware.place(live), places.extend)
     tree = writing.contents(
         live,
         epoch=given.epoch,
@@ -139,12 +156,12 @@ def prepare(job: Job, run: RunRecord, *, snapshot: bool) -> Prepared:
         stateful=job.stateful,
         rng=job.rng,
         extra=job.extra,
-        record=_record(given, hardware.topology(live).to_dict()),
+        record=_record(given, hardware.topology(live, ranks=tuple(places)).to_dict()),
     )
     if not snapshot:
-        return Prepared(tree, given, run, {}, lambda: None)
+        return Prepared(tree, given, run, {}, lambda: None, together)
     copied = copying.Snapshot(tree)
-    return Prepared(copied.tree, given, run, copied.tags, copied.wait)
+    return Prepared(copied.tree, given, run, copied.tags, copied.wait, together)
 
 
 def write(
@@ -157,6 +174,8 @@ def write(
     tree, run = prepared.tree, prepared.run
     given = replace(prepared.given, parent=parent)
     tree["ckreg"]["parent"] = parent
+    if prepared.together is not None:
+        return sharded.write(store, catalog, prepared.together, tree, prepared.tags, given, run)
     with store.stage(expect_bytes=writing.size_bytes(tree)) as staged:
         writing.write(tree, staged, tags=prepared.tags)
         part = Part(FILE_NAME, staged.finish(), staged.source(), staged)

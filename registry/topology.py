@@ -47,6 +47,23 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Mesh:
+    """A grid of devices that tensors were spread over: its sizes, and its axes' names if given."""
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, plain: object) -> Mesh:
+        """Return the mesh of its JSON form. Raises as `Topology.from_dict`."""
+        given = table_of(plain, "mesh")
+        return cls(
+            tuple(count(n, "mesh size") for n in list_of(given.get("shape"), "mesh shape")),
+            tuple(printable(n, "mesh axis") for n in list_of(given.get("names"), "mesh names")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """What a checkpoint was saved on; None where unknown.
 
@@ -60,6 +77,9 @@ class Topology:
         devices: every device visible to the writer.
         visible_devices: CUDA_VISIBLE_DEVICES as it was set.
         storage_tags: how many storages carry which device tag in the file, e.g. {'cuda:0': 161}.
+        meshes: the grids of devices that a sharded net was spread over.
+        placements: how many of its tensors lay how, e.g. {'Shard(0)': 12, 'whole': 3}.
+        ranks: where each rank was: host and devices, e.g. 'node1 cuda:3'.
     """
 
     strategy: Strategy | None = None
@@ -75,6 +95,9 @@ class Topology:
     cuda_version: str | None = None
     python_version: str | None = None
     storage_tags: FrozenMap[int] = EMPTY
+    meshes: tuple[Mesh, ...] = ()
+    placements: FrozenMap[int] = EMPTY
+    ranks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.strategy is not None and self.strategy not in STRATEGIES:
@@ -105,6 +128,9 @@ class Topology:
             for d in self.devices
         ]
         plain["storage_tags"] = self.storage_tags.to_dict()
+        plain["meshes"] = [{"shape": list(m.shape), "names": list(m.names)} for m in self.meshes]
+        plain["placements"] = self.placements.to_dict()
+        plain["ranks"] = list(self.ranks)
         return plain
 
     @classmethod
@@ -136,12 +162,12 @@ class Topology:
             )
             for d in (table_of(d, "device") for d in list_of(known.get("devices"), "devices"))
         )
-        known["storage_tags"] = FrozenMap(
-            {
-                str(k): count(v, "storage_tags")
-                for k, v in table_of(known.get("storage_tags"), "storage_tags").items()
-            }
-        )
+        for name in ("storage_tags", "placements"):
+            known[name] = FrozenMap(
+                {str(k): count(v, name) for k, v in table_of(known.get(name), name).items()}
+            )
+        known["meshes"] = tuple(map(Mesh.from_dict, list_of(known.get("meshes"), "meshes")))
+        known["ranks"] = tuple(printable(r, "rank") for r in list_of(known.get("ranks"), "ranks"))
         return cls(**known)
 
 

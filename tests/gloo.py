@@ -1,9 +1,10 @@
 """Jobs of several gloo processes: each rank is `python tests/gloo.py JOB …`, and writes its answer
-as JSON.
+as JSON. A job is a function here, or MODULE:FUNCTION.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -255,9 +256,11 @@ def main(job: str, *words: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    answer = globals()[job](*words)
+    module, _, name = job.rpartition(":")
+    jobs = vars(importlib.import_module(module)) if module else globals()
+    answer = jobs[name](*words)
     print("ANSWER " + json.dumps(answer), flush=True)
-    if job != "killed":
+    if not name.startswith("killed"):
         # gloo may abort a peer that is still leaving a barrier when this one closes its sockets
         time.sleep(0.5)
         dist.destroy_process_group()

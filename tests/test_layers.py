@@ -34,6 +34,7 @@ LAYERS = (
     "commits opening",
     "collecting verifying",
     "repairing",
+    "sharded",
     "loads saves diffs",
     "runs pulls exports",
     "incoming",

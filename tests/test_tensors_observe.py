@@ -181,25 +181,28 @@ def test_lazy_parameters_are_refused_with_the_cure() -> None:
     assert "forward" in str(caught.value.hint)
 
 
-def test_sharded_nets_are_refused_by_their_strategy(one_gloo_process: None) -> None:
+def test_a_net_of_fsdp2_is_seen_whole(one_gloo_process: None) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    net = nn.Sequential(nn.Linear(4, 4))
+    net = nn.Sequential(nn.Linear(4, 3))
     fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(RefusedLoadError, match="'fsdp2'"):
-        observe(net)
+    live = observe(net)
+    assert (live.strategy, live.spread, str(live.key_style)) == ("fsdp2", True, "")
+    assert [(t.key, t.shape) for t in live.signature.tensors] == [
+        ("0.bias", (3,)),
+        ("0.weight", (3, 4)),
+    ]
 
 
-def test_distributed_tensors_are_refused(one_gloo_process: None) -> None:
+def test_distributed_tensors_alone_are_tensor_parallel(one_gloo_process: None) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     net = nn.Sequential(nn.Linear(4, 4))
     mesh = init_device_mesh("cpu", (1,))
     net[0].weight = nn.Parameter(distribute_tensor(net[0].weight.detach(), mesh, [Shard(0)]))
-    with pytest.raises(RefusedLoadError, match=r"DTensor .* '0.weight'"):
-        observe(net)
+    assert observe(net).strategy == "tp"
 
 
 def test_nonpersistent_buffers_are_listed_and_in_no_key() -> None:

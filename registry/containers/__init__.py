@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..errors import CkregError
 from . import folders
 from .contents import Contents
+from .dcp import stream_storages
 from .facts import Description, describe
 from .folders import recognise
 from .lone import check_whole, refuse_part
@@ -41,7 +42,7 @@ from .tree import (
 )
 
 __all__ = [
-    "read", "read_folder", "sniff", "recognise", "describe",
+    "read", "read_folder", "stream_storages", "sniff", "recognise", "describe",
     "ByteSource", "FileSource", "Sources", "source_of",
     "Contents", "Description",
     "AnyTensor", "Tensor", "Assembled", "Chunk", "Sparse", "Quantised", "Storage", "StorageView",

@@ -11,6 +11,7 @@ piece is a `Tensor`, others are `Assembled`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ContainerError, DamagedError
@@ -20,7 +21,7 @@ from .dcp_tree import arrange, nest
 from .parts import Folder, Found
 from .source import ByteSource, Slice
 from .torch_zip import read_torch_zip
-from .tree import Assembled, Chunk, Tensor
+from .tree import Assembled, Chunk, Storage, TaggedDict, Tensor
 from .zips import NotWholeError, read_directory
 
 _TAIL = 4_096  # holds the directory of a stream of one value, which has seven entries
@@ -31,6 +32,11 @@ def read_dcp(folder: Folder) -> Contents:
     if ".metadata" not in folder.top():
         raise _without_metadata(folder)
     root = arrange(read_pieces(folder))
+    if "ckreg" in root and isinstance(root.get("state_dict"), dict) and "_metadata" in root:
+        # DCP has no place for an attribute of a dict: a save of ours keeps it beside.
+        state = TaggedDict(root["state_dict"])
+        state.attributes = {"_metadata": root.pop("_metadata")}
+        root["state_dict"] = state
     if "meta.pt" not in folder.top():
         return folder.contents(Found("dcp", root))
     beside = folder.part("meta.pt").root
@@ -86,6 +92,25 @@ def _piece(
     return found
 
 
+def stream_storages(
+    source: ByteSource, label: str, places: Sequence[tuple[int, int]]
+) -> list[Storage]:
+    """Return the storages in a file of torch.save streams.
+
+    Args:
+        label: how to call the file in errors.
+        places: where each stream starts, and its length.
+
+    Raises:
+        DamagedError, ContainerError, UntrustedError: a stream is none.
+    """
+    folder = Folder({label: source}, "", _read_stream)
+    for start, length in places:
+        part = Slice(source, start, length, label)
+        folder.take(label, _read_stream(part, label), start)
+    return list(folder.contents(Found("dcp", {})).storages)
+
+
 def _stream(folder: Folder, item: Item, name: str) -> Any:
     """Return what one torch.save stream inside a file holds."""
     if item.transforms:
@@ -94,20 +119,20 @@ def _stream(folder: Folder, item: Item, name: str) -> Any:
             hint="load it with torch.distributed.checkpoint and the extension that wrote it, and "
             "save it without",
         )
-
-    def read(part: ByteSource, label: str) -> Contents:
-        try:
-            return read_torch_zip(part, label, read_directory(part, _TAIL))
-        except NotWholeError as error:
-            raise DamagedError(f"{label} is no torch.save stream: {error}") from None
-        except KeyError:
-            raise DamagedError(f"{label} is no torch.save stream") from None
-
     label = f"{folder.label(item.file)}[{name}]"
     part = Slice(folder.source(item.file), item.offset, item.length, label)
-    contents = read(part, label)
+    contents = _read_stream(part, label)
     folder.take(item.file, contents, item.offset)
     return contents.root
+
+
+def _read_stream(part: ByteSource, label: str) -> Contents:
+    try:
+        return read_torch_zip(part, label, read_directory(part, _TAIL))
+    except NotWholeError as error:
+        raise DamagedError(f"{label} is no torch.save stream: {error}") from None
+    except KeyError:
+        raise DamagedError(f"{label} is no torch.save stream") from None
 
 
 def _without_metadata(folder: Folder) -> DamagedError:

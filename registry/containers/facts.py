@@ -69,6 +69,7 @@ class Description:
         optimizers: name -> state_dict; a single one is called `optimizer`.
         partitioned: where the optimizer's state is, if it can't be had; in words.
         scheduler, rng, stateful, wrapper_state: as they stand in the file.
+        rng_states: of each rank, by its number as text, where all of them wrote.
         extra: everything else at the top.
         record: what ckreg wrote under the key `ckreg`, checked to be plain data.
         notes: what was passed over, in words.
@@ -100,6 +101,7 @@ class Description:
     scheduler: Any = None
     stateful: Mapping[str, Any] = field(default_factory=dict)
     rng: Any = None
+    rng_states: Mapping[str, Any] = field(default_factory=dict)
     wrapper_state: Mapping[str, Tensor] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
@@ -166,6 +168,7 @@ def describe(contents: Contents, source: Sources) -> Description:
         scheduler=facts.scheduler(),
         stateful=facts.mapping("stateful") if own else {},
         rng=facts.take("rng"),
+        rng_states=facts.mapping("rng_states") if own else {},
         wrapper_state=_tensors(facts.mapping("wrapper_state")) if own else {},
         extra=facts.mapping("extra") if own else facts.rest(),
         record=record,

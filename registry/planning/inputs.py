@@ -91,6 +91,7 @@ class Saved:
         wrapper_state: names of the wrapper's own tensors (`n_averaged`), kept beside the state
             dict.
         partitioned: where the optimizer's state is, if it can't be had; in words.
+        rng_ranks: the ranks whose random states it holds, where each rank's were saved.
         extra: names of whatever else the file holds.
         where, ema_where: the dotted path of the weights in the file, `""` for its root.
     """
@@ -113,6 +114,7 @@ class Saved:
     scheduler: bool = False
     stateful: tuple[str, ...] = ()
     rng: bool = False
+    rng_ranks: tuple[int, ...] = ()
     extra: tuple[str, ...] = ()
     topology: Topology = field(default_factory=Topology)
     batch_size: int | None = None
@@ -191,6 +193,7 @@ class Wanted:
         trust: the classes whose objects may come back, by the names that files give them.
         rng: restore the random number generators.
         world_size: how many processes there are now; None: not said, nothing is compared.
+        rank: this process's among them.
     """
 
     device: str | None = None
@@ -202,6 +205,7 @@ class Wanted:
     trust: Mapping[str, type] = field(default_factory=dict)
     rng: bool = False
     world_size: int | None = None
+    rank: int = 0
 
 
 def trusted(classes: Iterable[type]) -> dict[str, type]:

@@ -139,6 +139,8 @@ def _rng(found: Restored, saved: Saved, wanted: Wanted) -> None:
     was, now = saved.topology.world_size, wanted.world_size
     if not wanted.rng:
         found.ignored.append(Note("rng", f"{NOT_ASKED}: rng=True was not given"))
+    elif saved.rng_ranks:
+        _rng_of_ranks(found, saved, wanted)
     elif now is not None and was != now:
         found.ignored.append(
             Note(
@@ -149,6 +151,25 @@ def _rng(found: Restored, saved: Saved, wanted: Wanted) -> None:
         found.warnings.append("random state is not restored, so the resumed run will differ")
     else:
         found.rng = True
+
+
+def _rng_of_ranks(found: Restored, saved: Saved, wanted: Wanted) -> None:
+    """Give each rank the state of the rank of its number, and tell of those that have no other."""
+    found.rng = wanted.rank in saved.rng_ranks
+    if not found.rng:
+        found.ignored.append(
+            Note("rng", f"rank {wanted.rank} had none: {_processes(len(saved.rng_ranks))} saved it")
+        )
+    now = wanted.world_size
+    left = [r for r in saved.rng_ranks if now is not None and r >= now]
+    if left:
+        found.ignored.append(
+            Note(f"rng of rank {', '.join(map(str, left))}", f"{_processes(now)} have no such rank")
+        )
+    if left or not found.rng:
+        found.warnings.append(
+            "random state is restored for the ranks that were and are: the resumed run will differ"
+        )
 
 
 def _wrapper_state(found: Restored, saved: Saved, target: Target | None, joined: Joined) -> None:

@@ -10,23 +10,40 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..containers import AnyTensor, Description
+from ..containers import AnyTensor, Description, walk
+from ..containers import Tensor as FoundTensor
 from ..errors import RefusedLoadError
 from ..planning import LoadPlan, Move
-from . import resuming
-from .building import Builder, dtype_named
+from . import fsdp1, resuming
+from .building import Builder, chunks_in, dtype_named
 from .checks import check_cast, same_bits
 from .metadata import metadata_for, metadata_under, without_token
 from .observe import Live
 from .snapshots import Undo, foreign_code, take_snapshot
+from .spread import box_of, is_spread, like, local_of
 from .views import form_of, parts_of, storages_of
 from .wrappers import class_name
+
+T = TypeVar("T")
+
+
+class Agree(Protocol):
+    """Does a step on every rank, and returns this one's result; it fails on all, or on none."""
+
+    def __call__(self, work: Callable[[], T], /) -> T:
+        """Do this rank's part."""
+        ...
+
+
+def alone(work: Callable[[], T], /) -> T:
+    """Do a step that is no other rank's business."""
+    return work()
 
 
 def apply(
@@ -39,10 +56,12 @@ def apply(
     optimizers: Mapping[str, Any] | None = None,
     scheduler: Any = None,
     stateful: Mapping[str, Any] | None = None,
+    agree: Agree = alone,
 ) -> tuple[str, ...]:
     """Load into a live net, and what else the plan restores; return the net's keys that were set.
 
     Args:
+        agree: does a step on every rank, or fails on all; see `Together.agree`.
         live: the net as `observe` saw it when the plan was made.
         optimizers, scheduler, stateful: those that the plan names are filled, the others left
             alone.
@@ -53,22 +72,48 @@ def apply(
         UntrustedError: what is to be restored needs a class that isn't trusted.
     """
     optimizers, stateful = optimizers or {}, stateful or {}
-    state = _checked(plan, builder, description, live)
-    _check_writable(plan, live, state, bool(optimizers))
-    restores = resuming.prepare(
-        plan,
-        builder,
-        description,
-        live,
-        optimizers={o.name: optimizers[o.name] for o in plan.optimizers},
-        scheduler=scheduler if plan.scheduler else None,
-        stateful={name: stateful[name] for name in plan.stateful},
-    )
+
+    def check() -> tuple[OrderedDict[str, Any], list[resuming.Restore]]:
+        state = _checked(plan, builder, description, live)
+        _check_writable(plan, live, state, bool(optimizers))
+        restores = resuming.prepare(
+            plan,
+            builder,
+            description,
+            live,
+            optimizers={o.name: optimizers[o.name] for o in plan.optimizers},
+            scheduler=scheduler if plan.scheduler else None,
+            stateful={name: stateful[name] for name in plan.stateful},
+        )
+        return state, restores
+
+    state, restores = agree(check)
     with _all_or_nothing() as undo:
-        for restore in restores:
-            restore(undo)
-        _load_weights(plan, net, live, state, metadata_for(live, plan, description), undo)
+
+        def change() -> None:
+            for restore in restores:
+                restore(undo)
+            _load_weights(plan, net, live, state, metadata_for(live, plan, description), undo)
+
+        agree(change)
     return tuple(state)
+
+
+def needed(
+    plan: LoadPlan, description: Description, live: Live, optimizers: Mapping[str, Any]
+) -> list[FoundTensor]:
+    """Return the file's tensors that this rank's part of a spread net is read from, and that of its
+    optimizers' state.
+    """
+    sources = sources_of(plan, description)
+    found: list[FoundTensor] = []
+    for move in plan.moves:
+        target, source = live.state.get(move.key), sources[move.source]
+        if is_spread(target):
+            found += chunks_in(source, box_of(target, move.canonical))
+        else:
+            found += [node for node in walk(source) if isinstance(node, FoundTensor)]
+    return found + resuming.needed(plan, description, live, optimizers)
 
 
 def collect(
@@ -137,7 +182,11 @@ def _checked(
     state: OrderedDict[str, Any] = OrderedDict()
     sources = sources_of(plan, description)
     for move in plan.moves:
-        tensor = builder.tensor(sources[move.source]).detach()
+        target, found = live.state.get(move.key), sources[move.source]
+        if is_spread(target):
+            tensor = builder.part(found, box_of(target, move.canonical))
+        else:
+            tensor = builder.tensor(found).detach()
         _check_values(plan, move, tensor)
         state[move.key] = tensor
     for group in plan.must_equal:
@@ -177,6 +226,7 @@ def _check_writable(
     for key, tensor in live.state.items():
         if not isinstance(tensor, Tensor) or key in live.extra_states:
             continue
+        tensor = local_of(tensor)
         if tensor.is_meta and key not in state and key not in retied:
             meta.append(key)
         if key not in state or tensor.is_meta:
@@ -263,7 +313,11 @@ def _load_weights(
     handed_out: set[int] = set()
     for key, value in state.items():
         target = live.state.get(key)
-        if isinstance(target, Tensor) and target.is_meta and key not in live.extra_states:
+        if is_spread(target):
+            assert isinstance(target, Tensor)
+            meta = local_of(target).is_meta
+            (assigned if meta else filled)[key] = _spread(value, moves[key], target)
+        elif isinstance(target, Tensor) and target.is_meta and key not in live.extra_states:
             assigned[key] = _materialised(value, moves.get(key), handed_out)
         else:
             filled[key] = value
@@ -303,6 +357,17 @@ def _materialised(value: Tensor, move: Move | None, handed_out: set[int]) -> Ten
     return value
 
 
+def _spread(part: Tensor, move: Move, target: Tensor) -> Tensor:
+    """Return a spread tensor from this rank's part, in memory of its own where it is to stay."""
+    placed = _moved(part, move, move.device)
+    if (
+        local_of(target).is_meta
+        and placed.untyped_storage()._cdata == part.untyped_storage()._cdata
+    ):
+        placed = placed.clone(memory_format=torch.contiguous_format)
+    return like(target, placed.contiguous())
+
+
 def _load(
     plan: LoadPlan,
     net: nn.Module,
@@ -318,7 +383,10 @@ def _load(
         own = OrderedDict((k, dict(v)) for k, v in metadata.items())  # torch writes into it
         given._metadata = own  # type: ignore[attr-defined]
     try:
-        result = net.load_state_dict(given, strict=False, assign=assign)
+        if fsdp1.has(live.places):
+            result = fsdp1.load_state_dict(net, given)
+        else:
+            result = net.load_state_dict(given, strict=False, assign=assign)
     except Exception as error:
         by = f" (it runs code of {foreign})" if foreign else ""
         raise RefusedLoadError(

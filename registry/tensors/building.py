@@ -36,10 +36,12 @@ from ..containers.tree import (
     NumpyDtype,
     StorageView,
     children,
+    walk,
 )
 from ..errors import CkregError, ContainerError, DamagedError, UntrustedError
 from ..planning import trusted
 from .compound import INTEGERS_OF, quantised, sparse
+from .spread import Box
 from .wrappers import class_name
 
 _LEAVES: Final = (str, int, float, bool, bytes, complex, type(None))
@@ -99,6 +101,25 @@ class Builder:
                 built = self._finished(quantised(found, self._build, self._storage), found)
             self._tensors[id(found)] = built
         return built
+
+    def part(self, found: AnyTensor, box: Box) -> torch.Tensor:
+        """Return a part of a tensor, on the CPU; no bytes but the part's are read.
+
+        Raises:
+            DamagedError, ContainerError: as `tensor`.
+        """
+        whole = Box((0,) * len(found.shape), found.shape)
+        if not isinstance(found, Assembled):
+            return self.tensor(found).detach()[box.within(whole)]
+        made = torch.empty(box.sizes, dtype=dtype_named(found.dtype))
+        for chunk in found.chunks:
+            own = Box(chunk.offsets, chunk.tensor.shape)
+            common = own.common(box)
+            if common is not None:
+                piece = self._build(chunk.tensor).detach()[common.within(own)]
+                made[common.within(box)].copy_(piece)
+                self._storages.pop(id(chunk.tensor.storage), None)  # it may be a copy
+        return made
 
     def _assemble(self, found: Assembled) -> torch.Tensor:
         whole = torch.empty(found.shape, dtype=dtype_named(found.dtype))
@@ -269,6 +290,17 @@ class Builder:
             raise ContainerError(
                 f"{node.name} can't be made of what the file holds: {type(error).__name__}: {error}"
             ) from error
+
+
+def chunks_in(found: AnyTensor, box: Box) -> list[Tensor]:
+    """Return the tensors of a file that a part of one of its tensors is read from."""
+    if not isinstance(found, Assembled):
+        return [node for node in walk(found) if isinstance(node, Tensor)] if box.elements else []
+    return [
+        chunk.tensor
+        for chunk in found.chunks
+        if Box(chunk.offsets, chunk.tensor.shape).common(box) is not None
+    ]
 
 
 def _untrusted(node: Opaque | Global) -> UntrustedError:

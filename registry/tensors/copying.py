@@ -8,10 +8,13 @@ the tree around them is made anew by whoever made it plain.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .spread import Spread
 
 
 class Snapshot:
@@ -41,6 +44,8 @@ class Snapshot:
     def _below(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._tensor(value)
+        if isinstance(value, Spread):
+            return replace(value, parts=tuple((box, self._tensor(t)) for box, t in value.parts))
         if isinstance(value, dict):
             made = type(value)()  # dict, or OrderedDict with its `_metadata`
             for key, inner in value.items():

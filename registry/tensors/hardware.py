@@ -16,12 +16,18 @@ import torch
 from ..errors import RefusedLoadError
 from ..planning import Machine
 from ..surroundings import hostname
-from ..topology import Device, Topology
+from ..topology import Device, Mesh, Topology
+from ..values import FrozenMap
 from .observe import Live
+from .spread import device_of, meshes_of, placements_of
 
 
-def topology(live: Live | None = None) -> Topology:
-    """Return what this process runs on; with a live net, also how that was spread over devices."""
+def topology(live: Live | None = None, *, ranks: tuple[str, ...] = ()) -> Topology:
+    """Return what this process runs on; with a live net, also how that was spread over devices.
+
+    Args:
+        ranks: where each rank is, where all were asked.
+    """
     here = Topology(
         devices=(*_accelerators(), _cpu()),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -38,12 +44,22 @@ def topology(live: Live | None = None) -> Topology:
         )
     if live is None:
         return here
+    spread = [t for t in live.state.values() if isinstance(t, torch.Tensor)]
     return replace(
         here,
         strategy=live.strategy,
         device_type=live.device_type,
         device_count=live.device_count * world_size(),
+        meshes=tuple(Mesh.from_dict(mesh) for mesh in meshes_of(spread)),
+        placements=FrozenMap(placements_of(spread) if live.spread else {}),
+        ranks=ranks,
     )
+
+
+def place(live: Live) -> str:
+    """Return where this rank is: its host and the devices that hold its part of a net."""
+    devices = sorted({device_of(t) for t in live.state.values() if isinstance(t, torch.Tensor)})
+    return f"{hostname()} {' '.join(devices)}"
 
 
 def world_size() -> int:

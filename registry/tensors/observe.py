@@ -1,7 +1,8 @@
 """What a live module is: its wrappers, its canonical keys, its ties, and who owns each parameter.
 
 Law: keys are those that `state_dict()` gives; the map to canonical keys is a bijection, or the net
-is refused. Changes nothing, calls no forward, makes no collective call.
+is refused. Changes nothing, calls no forward, and makes no collective call unless
+the net is FSDP1's.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from ..errors import RefusedLoadError
 from ..planning import Target, TargetOptimizer, TargetTensor
 from ..signature import KeyStyle, Signature, TensorSpec
 from ..topology import Strategy
+from . import fsdp1
+from .spread import device_of, is_spread, local_of, placements_of
 from .views import dtype_name, form_of, tie_groups
-from .wrappers import Names, Place, class_name, is_a, join, refuse_sharded, walk
+from .wrappers import FSDP2, Names, Place, class_name, is_a, join, refuse_deepspeed, walk
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +42,7 @@ class Live:
         wrapper_state: `<position>.n_averaged` -> raw key.
         averaged: whether the weights, as a whole, are an AveragedModel's.
         nonpersistent: canonical names of buffers that state_dict leaves out.
-        strategy: ddp, dp or single; None for a bare net in a job of several processes.
+        strategy: how it is spread; None for a bare net in a job of several processes.
         device_type, device_count: the devices of this process that hold or train it.
         names: id of a parameter -> its canonical names.
         owners: raw key -> the module that holds it, and its name there; for keys that a hook made
@@ -66,6 +69,11 @@ class Live:
     places: tuple[Place, ...]
 
     @property
+    def spread(self) -> bool:
+        """Whether its ranks hold parts of it."""
+        return any(map(is_spread, self.state.values()))
+
+    @property
     def metadata(self) -> dict[str, Any] | None:
         """The state_dict's `_metadata` (module versions) under canonical module paths, or None."""
         raw = getattr(self.state, "_metadata", None)
@@ -78,8 +86,8 @@ def observe(net: nn.Module) -> Live:
     """Return what a live net is.
 
     Raises:
-        RefusedLoadError: it is sharded, has parameters without a shape yet, or its keys can't be
-            told apart once the wrappers' tokens are gone.
+        RefusedLoadError: it is DeepSpeed's, has parameters without a shape yet, or its keys can't
+            be told apart once the wrappers' tokens are gone.
     """
     if isinstance(net, torch.jit.ScriptModule):
         raise RefusedLoadError(
@@ -87,8 +95,8 @@ def observe(net: nn.Module) -> Live:
             hint="save and load the module that was scripted; to keep the script: torch.jit.save",
         )
     places = tuple(walk(net))
-    refuse_sharded(places)
-    state = net.state_dict()
+    refuse_deepspeed(places)
+    state = fsdp1.state_dict(net) if fsdp1.has(places) else net.state_dict()
     if not isinstance(state, Mapping):
         raise RefusedLoadError(
             f"state_dict() of {class_name(net)} gave {class_name(state)}, and not a dict of tensors"
@@ -134,13 +142,23 @@ def observe(net: nn.Module) -> Live:
                 if buffer is not None and name in p.module._non_persistent_buffers_set
             )
         ),
-        strategy=_strategy(places),
+        strategy=_strategy(places, tensors),
         device_type=device_type,
         device_count=device_count,
         names=_parameter_names(places),
         owners=named.owners,
         places=places,
     )
+
+
+def meta_device(live: Live) -> str | None:
+    """Return where a spread net's tensors that are on meta belong: its mesh says it."""
+    hollow = (
+        t
+        for t in live.state.values()
+        if isinstance(t, Tensor) and is_spread(t) and local_of(t).is_meta
+    )
+    return next(map(device_of, hollow), None)
 
 
 def optimizer_groups(optimizer: Any, live: Live, name: str) -> tuple[tuple[str, ...], ...]:
@@ -206,9 +224,9 @@ def target_of(
                 canonical=name,
                 dtype=dtype_name(t),
                 shape=tuple(t.shape),
-                device=str(t.device),
+                device=device_of(t),
                 kind=kinds[name],
-                meta=t.is_meta,
+                meta=local_of(t).is_meta,
                 form=form_of(t),
             )
             for key, name in live.canonical.items()
@@ -253,8 +271,16 @@ def _refuse_collisions(canonical: Mapping[str, str]) -> None:
         raw_of[name] = raw
 
 
-def _strategy(places: Sequence[Place]) -> Strategy | None:
+def _strategy(places: Sequence[Place], tensors: Mapping[str, Tensor]) -> Strategy | None:
     modules = [p.module for p in places]
+    placed = placements_of(tensors.values())
+    replicated = any(name.startswith("Replicate, Shard") for name in placed)
+    if fsdp1.has(places):
+        return "hsdp" if fsdp1.is_hybrid(places) or replicated else "fsdp1"
+    if any(is_a(m, *FSDP2) for m in modules):
+        return "hsdp" if replicated else "fsdp2"
+    if any(map(is_spread, tensors.values())):
+        return "tp"
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in modules):
         return "ddp"
     if any(isinstance(m, nn.DataParallel) for m in modules):
@@ -266,7 +292,7 @@ def _strategy(places: Sequence[Place]) -> Strategy | None:
 
 def _devices(places: Sequence[Place], tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """Return type and number of this process's devices that hold the net or compute with it."""
-    devices = {t.device for t in tensors.values()}
+    devices = {torch.device(device_of(t)) for t in tensors.values()}
     for p in places:
         if isinstance(p.module, nn.DataParallel):
             kind = getattr(p.module, "device_type", None)

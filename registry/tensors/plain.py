@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..containers.tree import DTYPES
+from .spread import Spread, is_spread, parts_to_write
 from .views import FORMS, dtype_name, form_of, size_bytes, storages_of, view_key
 from .wrappers import class_name
 
@@ -62,7 +63,7 @@ class Plainer:
         if isinstance(value, bytes):
             return self._constant(bytes(value))
         if isinstance(value, Tensor):
-            return self._tensor(value, path)
+            return self._spread(value, path) if is_spread(value) else self._tensor(value, path)
         if isinstance(value, Mapping | list | tuple | argparse.Namespace | types.SimpleNamespace):
             return self._container(value, path)
         if isinstance(value, os.PathLike):
@@ -126,6 +127,14 @@ class Plainer:
         return value if key is None else self._constants.setdefault(key, value)
 
     # --- tensors and numpy ---
+
+    def _spread(self, value: Tensor, path: str) -> Spread:
+        parts = parts_to_write(value, path)
+        return Spread(
+            value.dtype,
+            tuple(value.shape),
+            tuple((box, self._tensor(part, path)) for box, part in parts),
+        )
 
     def _tensor(self, value: Tensor, path: str) -> Tensor:
         plain = value.detach()

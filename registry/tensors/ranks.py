@@ -77,17 +77,25 @@ def turn(facts: Facts) -> Turn:
     Args:
         facts: what tells this save from others, equal on all ranks: model, dataset, epoch, step.
     """
+    return Turn(*place(facts), facts)
+
+
+def place(facts: Facts) -> tuple[Any, str]:
+    """Return the group's store, and the key of this process's next call with these facts.
+
+    Outside a process group, and in one of a single process, there is neither.
+    """
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if alone or torch.distributed.get_world_size() == 1:
-        return Turn(None, "", facts)
+        return None, ""
     store = _store()
-    return Turn(store, _next_key(store, facts), facts)
+    return store, _next_key(store, facts)
 
 
 def _write(store: Any, key: str, write: Callable[[], Checkpoint]) -> Checkpoint:
     with _telling(store, key):
         checkpoint = write()
-    _publish(store, key, {"checkpoint": checkpoint.to_dict()})
+    publish(store, key, {"checkpoint": checkpoint.to_dict()})
     return checkpoint
 
 
@@ -98,7 +106,7 @@ def _telling(store: Any, key: str) -> Iterator[None]:
         yield
     except BaseException as error:
         told = error.to_dict() if isinstance(error, CkregError) else _told(error)
-        _publish(store, key, {"error": told})
+        publish(store, key, {"error": told})
         raise
 
 
@@ -106,7 +114,8 @@ def _told(error: BaseException) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": str(error), "hint": None}
 
 
-def _publish(store: Any, key: str, answer: Mapping[str, Any]) -> None:
+def publish(store: Any, key: str, answer: Mapping[str, Any]) -> None:
+    """Put rank 0's answer in the store, and see that it stays there for a moment."""
     global _published_at
     try:
         store.set(key, json.dumps(answer))
@@ -139,13 +148,13 @@ def _await(store: Any, key: str, facts: Facts) -> Checkpoint:
         while not store.check([key]):
             if time.monotonic() > deadline:
                 raise RemoteError(
-                    f"rank 0 did not save {_named(facts)} within {TIMEOUT_S:g} s, and rank {rank} "
+                    f"rank 0 did not save {named(facts)} within {TIMEOUT_S:g} s, and rank {rank} "
                     "waits for it",
                     hint="call save on rank 0 (alone, or on every rank) with the same model, "
                     "dataset, epoch and step; if it does, look at rank 0's log",
                 )
             if time.monotonic() > patience:
-                warn(f"rank {rank} waits for rank 0 to save {_named(facts)}")
+                warn(f"rank {rank} waits for rank 0 to save {named(facts)}")
                 patience = deadline
             time.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE_S)
@@ -155,21 +164,22 @@ def _await(store: Any, key: str, facts: Facts) -> Checkpoint:
     ) as error:  # torch.distributed.DistError and, from some stores, its base class
         raise RemoteError(
             f"rank 0 is gone: rank {rank} lost the process group's store while it waited for "
-            f"{_named(facts)}: {str(error).splitlines()[0]}",
+            f"{named(facts)}: {str(error).splitlines()[0]}",
             hint="look at rank 0's log; what it had committed is in: ckreg list",
         ) from error
     if "error" in answer:
         told = answer["error"]
         raise RemoteError(
-            f"rank 0 could not save {_named(facts)}: {told['type']}: {told['message']}",
+            f"rank 0 could not save {named(facts)}: {told['type']}: {told['message']}",
             hint=told.get("hint"),
         )
     return Checkpoint.from_dict(answer["checkpoint"])
 
 
-def _named(facts: Facts) -> str:
-    named = zip(("model", "dataset", "epoch", "step"), facts, strict=True)
-    return ", ".join(f"{name}={value!r}" for name, value in named if value is not None)
+def named(facts: Facts) -> str:
+    """Return a save's facts for a message."""
+    words = zip(("model", "dataset", "epoch", "step"), facts, strict=True)
+    return ", ".join(f"{name}={value!r}" for name, value in words if value is not None)
 
 
 # --- the store and this process's place in it -----------------------------------------------------

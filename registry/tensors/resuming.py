@@ -14,14 +14,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..containers import Description
+from ..containers import AnyTensor, Description, walk
+from ..containers import Tensor as FoundTensor
 from ..errors import CkregError, RefusedLoadError
 from ..planning import LoadPlan, OptimizerMove
-from . import rng
-from .building import Builder, dtype_named
+from . import fsdp1, rng
+from .building import Builder, chunks_in, dtype_named
 from .checks import check_cast
+from .hardware import rank
 from .observe import Live, optimizer_groups
 from .snapshots import Undo
+from .spread import box_of, is_spread, like, local_of
 
 Restore = Callable[[Undo], None]
 
@@ -59,12 +62,18 @@ def prepare(
             )
         )
     for move in plan.optimizers:
-        saved = builder.tree(description.optimizers[move.name])
-        state = _optimizer_state(plan, move, optimizers[move.name], saved, live)
-        restores.append(_optimizer_restore(move.name, optimizers[move.name], state))
-    if plan.rng and description.rng is not None:
-        restores.append(_rng_restore(builder.tree(description.rng, own=True)))
+        saved = description.optimizers[move.name]
+        state = _optimizer_state(plan, move, optimizers[move.name], builder, saved, live)
+        restores.append(_optimizer_restore(move.name, optimizers[move.name], state, live))
+    states = rng_of(description, rank())
+    if plan.rng and states is not None:
+        restores.append(_rng_restore(builder.tree(states, own=True)))
     return restores
+
+
+def rng_of(description: Description, rank: int) -> Any:
+    """Return the random states in a file that are a rank's; those of one alone are the writer's."""
+    return description.rng_states.get(str(rank), description.rng)
 
 
 def _plain_restore(what: str, one: Any, state: Any) -> Restore:
@@ -101,11 +110,13 @@ def _rng_restore(states: Mapping[str, Any]) -> Restore:
 
 
 def _optimizer_state(
-    plan: LoadPlan, move: OptimizerMove, optimizer: Any, saved: Any, live: Live
+    plan: LoadPlan, move: OptimizerMove, optimizer: Any, builder: Builder, saved: Any, live: Live
 ) -> dict[str, Any]:
     """Return the state_dict to load: the target's positions and devices, the saved values."""
     try:
-        saved_state, saved_groups = saved["state"], saved["param_groups"]
+        if not live.spread:
+            saved = builder.tree(saved)
+        saved_state, saved_groups = saved["state"], builder.tree(saved["param_groups"])
         saved_ids = [i for group in saved_groups for i in group["params"]]
     except (TypeError, KeyError) as error:
         raise RefusedLoadError(
@@ -116,7 +127,9 @@ def _optimizer_state(
     own_groups = optimizer.state_dict()["param_groups"]
     own_ids = [i for group in own_groups for i in group["params"]]
     casts = {m.canonical: m.to_dtype for m in plan.casts}
-    state: dict[Any, Any] = {k: v for k, v in saved_state.items() if k not in set(saved_ids)}
+    raw_of = {name: raw for raw, name in live.canonical.items()}
+    rest = {k: v for k, v in saved_state.items() if k not in set(saved_ids)}
+    state: dict[Any, Any] = builder.tree(rest) if live.spread else rest
     for position, (own, name, parameter) in enumerate(zip(own_ids, names, parameters, strict=True)):
         entry = saved_state.get(saved_ids[move.order[position]])
         if entry is None:
@@ -127,18 +140,73 @@ def _optimizer_state(
                 f"{name} it holds a {type(entry).__name__}",
                 hint="leave optimizer= out: the weights load all the same",
             )
+        target = live.state[raw_of[name]] if live.spread and name in raw_of else parameter
         state[own] = {
-            key: _placed(
-                value,
+            key: _of_part(
+                value, target, parameter, builder, cast=casts.get(name),
+                what=f"{move.name}: {key} of {name}",
+            )
+            if is_spread(target)
+            else _placed(
+                builder.tree(value) if live.spread else value,
                 parameter,
                 cast=casts.get(name),
                 what=f"{move.name}: {key} of {name}",
                 is_step=key == "step",
             )
             for key, value in entry.items()
-        }
+        }  # fmt: skip
     groups = [_group(dict(saved_groups[move.groups[g]]), own) for g, own in enumerate(own_groups)]
     return {"state": state, "param_groups": groups}
+
+
+def _of_part(
+    value: Any, target: Any, parameter: Tensor, builder: Builder, *, cast: str | None, what: str
+) -> Any:
+    """Return state of a spread parameter: what has its shape is spread as it is, from this rank's
+    part of the file's.
+    """
+    if _is_parted(value, target):
+        part = builder.part(value, box_of(target, what))
+        return like(target, _placed(part, local_of(parameter), cast=cast, what=what, is_step=False))
+    if isinstance(value, AnyTensor) and value.elements != 1:
+        raise RefusedLoadError(
+            f"{what} has the shape {value.shape}, and its parameter {tuple(target.shape)}: how to "
+            "spread it over the ranks isn't known",
+            hint="leave optimizer= out: the weights load all the same",
+        )
+    is_step = what.partition(": ")[2].startswith("step ")
+    return _placed(builder.tree(value), local_of(parameter), cast=None, what=what, is_step=is_step)
+
+
+def needed(
+    plan: LoadPlan, description: Description, live: Live, optimizers: Mapping[str, Any]
+) -> list[FoundTensor]:
+    """Return the tensors of optimizer state that this rank's part of a spread net is read from."""
+    found: list[FoundTensor] = []
+    raw_of = {name: raw for raw, name in live.canonical.items()}
+    for move in plan.optimizers:
+        saved = description.optimizers[move.name]
+        groups = optimizer_groups(optimizers[move.name], live, move.name)
+        names = [name for group in groups for name in group]
+        ids = [i for group in saved["param_groups"] for i in group["params"]]
+        named = {ids[at]: name for at, name in zip(move.order, names, strict=True)}
+        for position, entry in saved["state"].items():
+            target: Any = live.state.get(raw_of.get(named.get(position, ""), ""))
+            for value in entry.values() if isinstance(entry, Mapping) else [entry]:
+                if _is_parted(value, target):
+                    found += chunks_in(value, box_of(target, move.name))
+                else:
+                    found += [node for node in walk(value) if isinstance(node, FoundTensor)]
+    return found
+
+
+def _is_parted(value: Any, target: Any) -> bool:
+    return (
+        isinstance(value, AnyTensor)
+        and is_spread(target)
+        and value.shape == tuple(target.shape) != ()
+    )
 
 
 def _group(saved: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +243,14 @@ def _placed(value: Any, parameter: Tensor, *, cast: str | None, what: str, is_st
     return value.to(device=parameter.device, dtype=dtype, copy=True)
 
 
-def _optimizer_restore(name: str, optimizer: Any, state: dict[str, Any]) -> Restore:
+def _optimizer_restore(name: str, optimizer: Any, state: dict[str, Any], live: Live) -> Restore:
     def restore(undo: Undo) -> None:
+        nonlocal state
+        if fsdp1.has(live.places):
+            names = optimizer_groups(optimizer, live, name)
+            state = fsdp1.load_optimizer_state(
+                optimizer, live.places[0].module, state, names, live.canonical
+            )
         if isinstance(optimizer, torch.optim.Optimizer):
             # load_state_dict makes new dicts and leaves the old ones alone: putting them back is
             # exact.

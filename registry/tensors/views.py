@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from .spread import is_spread, local_of
+
 
 def dtype_name(tensor: Tensor) -> str:
     """Return a dtype as the records write it: `float32`."""
@@ -27,6 +29,8 @@ FORMS: Final = {
 
 def form_of(tensor: Tensor) -> str:
     """Return a tensor's sort: `strided`, `sparse_coo`, `per_tensor_affine`."""
+    if is_spread(tensor):  # FSDP1's doesn't answer what follows
+        return "strided"
     if tensor.is_quantized:
         return str(tensor.qscheme()).removeprefix("torch.")
     return str(tensor.layout).removeprefix("torch.")
@@ -48,7 +52,7 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def storages_of(tensor: Tensor) -> dict[int, int]:
     """Return the storages under a tensor, each one's bytes by its identity."""
-    found = [part.untyped_storage() for part in parts_of(tensor)]
+    found = [part.untyped_storage() for part in parts_of(local_of(tensor))]
     return {storage._cdata: storage.nbytes() for storage in found}
 
 
@@ -72,13 +76,14 @@ def tie_groups(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of names that are one tensor: same storage, place and dtype."""
     groups: dict[object, list[str]] = {}
     for name, t in tensors.items():
-        if t.layout is torch.strided:
+        if form_of(t) == "strided" or t.layout is torch.strided:
             groups.setdefault(view_key(t), []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def view_key(tensor: Tensor) -> tuple[object, ...]:
     """Return what the names of one strided tensor have in common, and no others."""
+    tensor = local_of(tensor)
     storage = tensor.untyped_storage()
     place = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
     scale = tuple(map(str, quantizer_of(tensor))) if tensor.is_quantized else ()

@@ -34,15 +34,11 @@ _WRAPPERS: Final = (
     ),
 )
 
-# (module, class, strategy, what people call it); a later version saves and loads these
-_SHARDED_MODULES: Final = (
-    ("torch.distributed.fsdp", "FullyShardedDataParallel", "fsdp1", "FSDP"),
-    ("torch.distributed.fsdp", "FSDPModule", "fsdp2", "FSDP2 (fully_shard)"),
-    ("deepspeed.runtime.engine", "DeepSpeedEngine", "deepspeed", "DeepSpeed"),
-)
+FSDP1: Final = ("torch.distributed.fsdp", "FullyShardedDataParallel")
+FSDP2: Final = ("torch.distributed.fsdp", "FSDPModule")
 _SHARDED_TENSORS: Final = (
-    ("torch.distributed.tensor", "DTensor", "tp", "DTensor"),
-    ("torch.distributed._shard.sharded_tensor", "ShardedTensor", "fsdp1", "ShardedTensor"),
+    ("torch.distributed.tensor", "DTensor"),
+    ("torch.distributed._shard.sharded_tensor", "ShardedTensor"),
 )
 
 
@@ -199,27 +195,30 @@ class Names:
         return KeyStyle(tuple(sorted(wraps.items())))
 
 
-def refuse_sharded(places: Sequence[Place]) -> None:
-    """Refuse nets that no rank holds whole, by the name of their strategy.
+def is_sharded(net: nn.Module) -> bool:
+    """Say whether a net's ranks hold parts of it, so that they have to save and load together."""
+    return any(
+        is_a(p.module, *FSDP1)
+        or any(
+            is_a(tensor, home, name)
+            for held in (p.module._parameters, p.module._buffers)
+            for tensor in held.values()
+            for home, name in _SHARDED_TENSORS
+        )
+        for p in walk(net)
+    )
+
+
+def refuse_deepspeed(places: Sequence[Place]) -> None:
+    """Refuse a net that DeepSpeed has taken over.
 
     Raises:
-        RefusedLoadError: one of the modules or tensors is sharded.
+        RefusedLoadError: one of the modules is its engine.
     """
     for p in places:
-        for home, name, strategy, called in _SHARDED_MODULES:
-            if is_a(p.module, home, name):
-                raise _sharded(called, strategy, p.raw)
-        for held in (p.module._parameters, p.module._buffers):
-            for key, tensor in held.items():
-                for home, name, strategy, called in _SHARDED_TENSORS:
-                    if tensor is not None and is_a(tensor, home, name):
-                        raise _sharded(called, strategy, join(p.raw, key))
-
-
-def _sharded(called: str, strategy: str, where: str) -> RefusedLoadError:
-    return RefusedLoadError(
-        f"the net is sharded: {called} (strategy {strategy!r}) at {where or 'its root'!r}; "
-        "this ckreg saves and loads nets that every rank holds whole (plain, DataParallel, DDP)",
-        hint="gather it first: torch.distributed.checkpoint.state_dict.get_model_state_dict(net, "
-        "options=StateDictOptions(full_state_dict=True)), torch.save it, then: ckreg push FILE",
-    )
+        if is_a(p.module, "deepspeed.runtime.engine", "DeepSpeedEngine"):
+            raise RefusedLoadError(
+                f"the net is DeepSpeed's (strategy 'deepspeed') at {p.raw or 'its root'!r}, which "
+                "keeps its parameters in a way of its own",
+                hint="let it save: engine.save_checkpoint(DIR), then: ckreg push DIR",
+            )

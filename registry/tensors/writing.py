@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from ..errors import RefusedLoadError
+from . import fsdp1
 from . import rng as rng_
+from .hardware import rank
 from .observe import Live, optimizer_groups
 from .plain import Plainer
+from .spread import Spread, local_of
 from .views import storages_of
 from .wrappers import class_name
 
@@ -102,7 +105,7 @@ def contents(
         "acc": acc,
     }
     alone = list(optimizers) == ["optimizer"]
-    states = {name: one.state_dict() for name, one in optimizers.items()}
+    states = {name: _optimizer_state(one, live, name) for name, one in optimizers.items()}
     present = {
         "step": step,
         "metrics": dict(metrics or {}),
@@ -111,7 +114,8 @@ def contents(
         "optimizer": states["optimizer"] if alone else states,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "stateful": {name: one.state_dict() for name, one in (stateful or {}).items()},
-        "rng": rng_.capture() if rng else None,
+        "rng": rng_.capture() if rng and not live.spread else None,
+        "rng_states": {str(rank()): rng_.capture()} if rng and live.spread else None,
         "extra": extra,
         "wrapper_state": {name: live.state[key] for name, key in live.wrapper_state.items()},
         "ckreg": {**facts, **record},
@@ -123,11 +127,33 @@ def contents(
     return tree
 
 
+def _optimizer_state(optimizer: Any, live: Live, name: str) -> Any:
+    """Return an optimizer's state_dict; of a spread net by canonical names, as DCP has it."""
+    if not live.spread:
+        return optimizer.state_dict()
+    if fsdp1.has(live.places):
+        return fsdp1.optimizer_state(optimizer, live.places[0].module, live.canonical)
+    given = optimizer.state_dict()
+    groups = optimizer_groups(optimizer, live, name)
+    names = {
+        position: found
+        for group, found_in in zip(given["param_groups"], groups, strict=True)
+        for position, found in zip(group["params"], found_in, strict=True)
+    }
+    return {
+        "state": {names.get(key, key): entry for key, entry in given["state"].items()},
+        "param_groups": [
+            {**group, "params": list(found)}
+            for group, found in zip(given["param_groups"], groups, strict=True)
+        ],
+    }
+
+
 def _state_dict(live: Live, plain: Plainer) -> OrderedDict[str, Any]:
     state: OrderedDict[str, Any] = OrderedDict()
     for raw, name in live.canonical.items():
         value = live.state[raw]
-        if isinstance(value, Tensor) and value.is_meta:
+        if isinstance(value, Tensor) and local_of(value).is_meta:
             raise RefusedLoadError(
                 f"{name} is on the meta device: it has a shape and no values to save",
                 hint="materialise the net first, or load a checkpoint into it",
@@ -148,6 +174,8 @@ def size_bytes(tree: object) -> int:
         value = stack.pop()
         if isinstance(value, Tensor):
             storages.update(storages_of(value))
+        elif isinstance(value, Spread):
+            stack.extend(part for _, part in value.parts)
         elif isinstance(value, Mapping):
             stack.extend(value.values())
         elif isinstance(value, list | tuple):

@@ -1,0 +1,162 @@
+"""A save by all ranks: each writes its own file, and rank 0 commits one checkpoint of them all.
+
+Law: every rank's bytes are hashed and on the medium before any has a name in the store, and all
+have theirs before the row; a rank that fails, or doesn't come, leaves no row, and the others drop
+what is theirs. Once rank 0 has all it alone decides. Imports .tensors only inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from . import surroundings
+from .blobs import Blob, BlobStore
+from .blobs.ranges import build as build_index
+from .catalog import Catalog
+from .commits import Part, commit
+from .containers import describe, read_folder, stream_storages
+from .drafting import Given, draft, recorded
+from .errors import CkregError, RefusedLoadError
+from .records import Checkpoint, RunRecord
+from .values import digest_of
+
+if TYPE_CHECKING:
+    from .tensors.distcp import Leaf
+    from .tensors.together import Together
+
+
+def write(
+    store: BlobStore,
+    catalog: Catalog,
+    together: Together,
+    tree: Mapping[str, Any],
+    tags: Mapping[int, str],
+    given: Given,
+    run: RunRecord,
+) -> Checkpoint:
+    """Write this rank's file, and commit it with all others; see `Registry.save`.
+
+    Returns:
+        The checkpoint, the same on every rank.
+
+    Raises:
+        RefusedLoadError: the ranks hold different nets.
+        RemoteError: another rank failed, or didn't come in time.
+        CkregError: this one failed.
+    """
+    from .tensors import distcp, writing
+
+    leaves = distcp.leaves(tree)
+    own: list[Blob] = []
+    placed: list[Any] = []
+    streams: list[Sequence[Any]] = []
+    with ExitStack() as stack:
+        staged = stack.enter_context(store.stage(expect_bytes=writing.size_bytes(tree)))
+
+        def stage() -> dict[str, Any]:
+            placed.extend(distcp.write(leaves, staged, together.rank, tags))
+            staged.finish()
+            staged.sync()
+            return {"net": digest_of(distcp.shapes(leaves)), "streams": placed}
+
+        def check(told: Sequence[Any]) -> None:
+            other = [rank for rank, one in enumerate(told) if one["net"] != told[0]["net"]]
+            if other:
+                raise RefusedLoadError(
+                    f"rank {other[0]} saves other tensors than rank 0 (names, dtypes or shapes "
+                    "differ): they hold parts of different nets",
+                    hint="build net and optimizer alike on every rank",
+                )
+            streams.extend(one["streams"] for one in told)
+
+        def publish() -> list[Any] | None:
+            if not staged.size:
+                return None
+            digest, source = staged.finish(), staged.source()
+            places = [(stream[3], stream[4]) for stream in placed]
+            found = stream_storages(source, distcp.file_name(together.rank), places)
+            data = build_index(source, [(s.offset, s.size_bytes) for s in found], digest)
+            own.append(store.publish(staged))
+            own.append(store.put_bytes(data.to_bytes()))
+            return [[blob.digest, blob.size_bytes, blob.name] for blob in own]
+
+        def lead(told: Sequence[Any]) -> dict[str, Any]:
+            blobs = {
+                distcp.file_name(rank): (Blob(*one[0]), Blob(*one[1]))
+                for rank, one in enumerate(told)
+                if one is not None
+            }
+            try:
+                made = _commit(store, catalog, leaves, streams, blobs, given, run)
+            except BaseException:
+                drop(store, [blob for pair in blobs.values() for blob in pair], catalog)
+                raise
+            return made.to_dict()
+
+        try:
+            together.round(stage, check)
+            return Checkpoint.from_dict(together.round(publish, lead))
+        except BaseException:
+            if together.void or not together.told:
+                drop(store, own, catalog)
+            raise
+
+
+def drop(store: BlobStore, blobs: Sequence[Blob], catalog: Catalog) -> None:
+    """Drop blobs that no row names; where the database won't say, they stay for gc."""
+    with suppress(CkregError):
+        named = catalog.names_of(blobs)
+        for blob in blobs:
+            if blob.name not in named:
+                store.drop(blob)
+
+
+def _commit(
+    store: BlobStore,
+    catalog: Catalog,
+    leaves: Sequence[Leaf],
+    streams: Sequence[Sequence[Any]],
+    blobs: Mapping[str, tuple[Blob, Blob]],
+    given: Given,
+    run: RunRecord,
+) -> Checkpoint:
+    """Write the folder's index, read the folder as anybody would, and commit it."""
+    from .tensors import distcp
+
+    with ExitStack() as stack:
+        parts = [
+            Part(
+                name, blob.digest, stack.enter_context(store.open_blob(blob)),
+                blob=blob, index=index, ours=True,
+            )
+            for name, (blob, index) in blobs.items()
+        ]  # fmt: skip
+        staged = stack.enter_context(store.stage())
+        staged.write(distcp.index(leaves, streams))
+        parts.insert(0, Part(distcp.METADATA, staged.finish(), staged.source(), staged))
+        files = {part.name: part.stored for part in parts}
+        contents = read_folder(files, given.model or "the save")
+        description = describe(contents, files)
+        actor = surroundings.author()
+        checkpoint, signatures = draft(
+            given,
+            contents,
+            description,
+            origin="save",
+            record=recorded(description.record),
+            files=tuple(part.file for part in parts),
+            author=actor,
+        )
+        return commit(
+            store,
+            catalog,
+            parts,
+            checkpoint=checkpoint,
+            signatures=signatures,
+            contents=contents,
+            run=run,
+            twin=False,
+            actor=actor,
+        )
