@@ -6,7 +6,18 @@ import argparse
 import sys
 from types import ModuleType
 
-from . import crowds, damage, failures, fuzz, kills, mutants, power, s3faults, server_crowds
+from . import (
+    crowds,
+    damage,
+    failures,
+    fuzz,
+    kills,
+    matrix,
+    mutants,
+    power,
+    s3faults,
+    server_crowds,
+)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -70,6 +81,10 @@ def main(words: list[str] | None = None) -> int:
     of_power.add_argument("--count", type=int, default=400, help="calls of each name, at most")
     of_power.add_argument("--kinds", nargs="+", choices=power.KINDS, default=power.KINDS)
     of_power.set_defaults(sweep=lambda g: power.sweep(g.kinds, g.count))
+    of_matrix = sweeps.add_parser("matrix", help=_first(matrix))
+    of_matrix.add_argument("--saved", nargs="+", type=int, default=[1, 2, 4], help="ranks")
+    of_matrix.add_argument("--loaded", nargs="+", type=int, default=[1, 2, 3], help="ranks")
+    of_matrix.set_defaults(sweep=lambda g: matrix.sweep(g.saved, g.loaded))
     given = parser.parse_args(words)
     return int(given.sweep(given))
 
