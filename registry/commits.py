@@ -100,7 +100,7 @@ def commit(
             holds=store.holds,
         )
     except (BusyError, Unreachable) as error:
-        staged = parts[0].staged
+        staged = parts[0].staged if len(parts) == 1 else None
         if checkpoint.origin == "save" and ours and staged is not None:
             # Hours of training may stand behind these bytes: they stay, and carry their record.
             error.hint = (
@@ -115,7 +115,8 @@ def commit(
         if found is None and isinstance(error, Lost):
             # The transaction may be there still: its row would name bytes that we dropped. What it
             # doesn't name, gc takes.
-            error.hint = _look_first(catalog, parts[0].staged, checkpoint)
+            staged = parts[0].staged if len(parts) == 1 else None
+            error.hint = _look_first(catalog, staged, checkpoint)
             raise
         if found is None:
             _drop_unnamed(store, catalog, ours)
@@ -176,8 +177,10 @@ def _finish(catalog: Catalog, staged: Staged, checkpoint: Checkpoint) -> str:
 def _look_first(catalog: Catalog, staged: Staged | None, checkpoint: Checkpoint) -> str:
     """Return what to do when nobody knows whether a checkpoint was committed."""
     look = shlex.join(["ckreg", "-r", catalog.location, "show", checkpoint.id])
-    if checkpoint.origin == "push" or staged is None:
+    if checkpoint.origin == "push":
         return f"push it again when the server is back: what is there is found; or see: {look}"
+    if staged is None:
+        return f"see whether it is there, when the server is back: {look}; if it isn't, save again"
     return (
         f"the checkpoint is safe; see whether it is there: {look}; if it isn't, finish with: "
         f"{_finish(catalog, staged, checkpoint)}"

@@ -12,13 +12,14 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import surroundings
-from .blobs import Blob, BlobStore
+from .blobs import Blob, BlobFile, BlobStore, Index
 from .blobs.ranges import build as build_index
 from .catalog import Catalog
 from .commits import Part, commit
 from .containers import describe, read_folder, stream_storages
 from .drafting import Given, draft, recorded
 from .errors import CkregError, RefusedLoadError
+from .postgres import Lost
 from .records import Checkpoint, RunRecord
 from .values import digest_of
 
@@ -77,7 +78,8 @@ def write(
             digest, source = staged.finish(), staged.source()
             places = [(stream[3], stream[4]) for stream in placed]
             found = stream_storages(source, distcp.file_name(together.rank), places)
-            data = build_index(source, [(s.offset, s.size_bytes) for s in found], digest)
+            storages = [(s.offset, s.size_bytes) for s in found]
+            data = build_index(source, storages, digest, staged.pieces)
             own.append(store.publish(staged))
             own.append(store.put_bytes(data.to_bytes()))
             return [[blob.digest, blob.size_bytes, blob.name] for blob in own]
@@ -90,6 +92,8 @@ def write(
             }
             try:
                 made = _commit(store, catalog, leaves, streams, blobs, given, run)
+            except Lost:  # the row may be there still, and names them
+                raise
             except BaseException:
                 drop(store, [blob for pair in blobs.values() for blob in pair], catalog)
                 raise
@@ -113,6 +117,19 @@ def drop(store: BlobStore, blobs: Sequence[Blob], catalog: Catalog) -> None:
                 store.drop(blob)
 
 
+def _opened(store: BlobStore, blob: Blob, index: Blob) -> BlobFile:
+    """Open a rank's file; of one that lies elsewhere no more comes here than is read."""
+
+    def find() -> Index:
+        with store.open_blob(index) as stored:
+            stored.verify()
+            return Index.from_bytes(stored.pread(0, stored.size))
+
+    file = store.open_blob(blob)
+    file.use(find)
+    return file
+
+
 def _commit(
     store: BlobStore,
     catalog: Catalog,
@@ -128,7 +145,7 @@ def _commit(
     with ExitStack() as stack:
         parts = [
             Part(
-                name, blob.digest, stack.enter_context(store.open_blob(blob)),
+                name, blob.digest, stack.enter_context(_opened(store, blob, index)),
                 blob=blob, index=index, ours=True,
             )
             for name, (blob, index) in blobs.items()
