@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from .blobs import SHARDS, Blob, BlobStore, StoredFile
+from .blobs import Blob, BlobStore, StoredFile
 from .catalog import Catalog, Removed, Upkeep, portions
 from .commits import write_record
 from .errors import CkregError, DamagedError
@@ -156,8 +156,7 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
     """
     found: list[Blob] = []
     rows = missing = young = 0
-    for shard in SHARDS:
-        files = store.files(shard)  # before the rows: what is committed between is no orphan
+    for shard, files in store.walk():  # before the rows: what is committed between is no orphan
         named = upkeep.blobs_in(shard)
         there = {file.name for file in files}
         rows += len(named)

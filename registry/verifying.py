@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
-from .blobs import SHARDS, Blob, BlobStore, Progress, StoredFile, read_through
+from .blobs import Blob, BlobStore, Progress, StoredFile, read_through
 from .blobs.ranges import Index
 from .catalog import Catalog, Checked, Upkeep, parse_whole
 from .errors import CkregError, DamagedError, NotFoundError
@@ -141,8 +142,8 @@ class _Verifier:
                 "store", "a folder of blobs/ is missing", f"blobs/{shard}",
                 f"mkdir {shlex.quote(f'{self.store.location}/blobs/{shard}')}",
             )  # fmt: skip
-        for shard in SHARDS:
-            self.shard(shard)
+        for shard, files in self.store.walk():
+            self.shard(shard, files)
         for file in self.store.leftovers():
             self.say(
                 "leftover", f"a killed writer left {file.size_bytes:,} bytes",
@@ -275,8 +276,8 @@ class _Verifier:
 
     # --- bytes -------------------------------------------------------------------------------
 
-    def shard(self, shard: str) -> None:
-        there = {file.name: file for file in self.store.files(shard)}
+    def shard(self, shard: str, files: Sequence[StoredFile]) -> None:
+        there = {file.name: file for file in files}
         try:
             named, indexes = self.upkeep.blobs_in(shard), self.upkeep.indexes_in(shard)
         except DamagedError:

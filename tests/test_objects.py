@@ -21,7 +21,7 @@ from sweeps.s3_proxy import FAULTS, Proxy
 from sweeps.s3_server import Server
 
 from registry import Registry
-from registry.blobs import ObjectStore, remote
+from registry.blobs import SHARDS, ObjectStore, remote
 from registry.errors import (
     ConflictError,
     DamagedError,
@@ -214,6 +214,24 @@ def test_pushes_and_pulls_through_faults_are_right_or_cleanly_failed(
     assert found.wrong == []
     assert found.right > 20
     assert sum(found.faults.values()) > 20
+
+
+# --- listing --------------------------------------------------------------------------------------
+
+
+def test_a_walk_lists_what_each_folder_holds_whatever_lies_between(
+    bucket: HeldBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = [bucket.store.put_bytes(str(n).encode()) for n in range(7)]
+    for stray in ("ab.txt", "ab/notes.txt", "notes.txt", "0", "zz/x"):
+        bucket.put(f"blobs/{stray}", b"mine")
+    named = sorted([*(blob.name for blob in blobs), "ab/notes.txt"])
+    for page in (1000, 3, 1):
+        monkeypatch.setattr(remote, "_PAGE", page)
+        found = dict(bucket.store.walk())
+        assert list(found) == list(SHARDS)
+        assert [file.name for files in found.values() for file in files] == named
+    assert [file.name for file in bucket.store.strays()] == ["0", "ab.txt", "notes.txt", "zz/x"]
 
 
 # --- what is transferred --------------------------------------------------------------------------

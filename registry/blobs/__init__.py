@@ -208,6 +208,10 @@ class BlobStore(Protocol):
         """Return what lies in one of the folders of blobs/, by name."""
         ...
 
+    def walk(self) -> Iterator[tuple[str, list[StoredFile]]]:
+        """Yield each of those folders with what lay in it at some time since the call, in order."""
+        ...
+
     def strays(self) -> list[StoredFile]:
         """Return what lies beside those folders."""
         ...

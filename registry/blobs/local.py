@@ -312,6 +312,10 @@ class LocalStore(Ends):
         """Return what lies in one of the folders of blobs/, by name."""
         return listing.shard(self.root, shard)
 
+    def walk(self) -> Iterator[tuple[str, list[StoredFile]]]:
+        """Yield each of those folders with what lies in it when its turn comes."""
+        return ((shard, self.files(shard)) for shard in SHARDS)
+
     def strays(self) -> list[StoredFile]:
         """Return what lies in blobs/ itself beside its 256 folders."""
         return listing.strays(self.root)

@@ -10,10 +10,11 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ SCHEMES: Final = ("s3", "gs", "az")
 PART: Final = 8 << 20
 """The smallest part of an upload in parts, and the largest upload in one."""
 
+_PAGE: Final = 1000  # the most that S3 lists at once
 _MOST_PARTS: Final = 9000  # S3 takes 10,000 in one upload
 _IN_FLIGHT: Final = 256 << 20  # bytes of an upload's parts that are in memory at once
 _TRIES: Final = 4
@@ -248,6 +250,29 @@ class Client:
 
         found = self._ask("list", folder, pages)
         yield from sorted(map(_stored, found), key=lambda one: one.key)
+
+    def walk(self, folder: str) -> Iterator[Stored]:
+        """Yield the same as they come, a page at a time: each is asked for when its turn comes.
+
+        Raises:
+            RemoteError: the server doesn't list keys in their order.
+        """
+        import obstore
+
+        def page_after(key: str | None) -> Sequence[Any]:
+            pages = obstore.list(self._here(), folder, offset=key, chunk_size=_PAGE)
+            return next(iter(pages), ())
+
+        after: str | None = None
+        while True:
+            page = [_stored(one) for one in self._ask("list", folder, partial(page_after, after))]
+            keys = [one.key for one in page]
+            if keys != sorted(keys) or (after is not None and keys[:1] and keys[0] <= after):
+                raise RemoteError(f"{self.at(folder)!r} is listed out of the order of its keys")
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = keys[-1]
 
     def folders(self, folder: str = "") -> tuple[list[str], list[Stored]]:
         """Return the names of folders and the objects that lie directly in one."""
