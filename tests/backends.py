@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import buckets
 import clusters
 
 from registry import Registry, urls
@@ -25,6 +26,7 @@ CONFORMING = frozenset(
         "cli",
         "collecting",
         "commits",
+        "core",
         "diff",
         "export",
         "import",
@@ -36,6 +38,9 @@ CONFORMING = frozenset(
     ]
 )
 
+ON_S3 = frozenset({"test_core"})
+"""The files of the suite that run on S3 too; the others add nothing there, or look into folders."""
+
 
 @contextmanager
 def sqlite_folder(place: Path) -> Iterator[Registry]:
@@ -45,12 +50,32 @@ def sqlite_folder(place: Path) -> Iterator[Registry]:
 
 
 @contextmanager
+def sqlite_s3(place: Path) -> Iterator[Registry]:
+    """Lend a new registry in a folder, its blobs below a prefix of a bucket."""
+    with Registry.create(place / "reg", blobs=buckets.prefix()) as registry:
+        yield registry
+
+
+@contextmanager
 def postgres_folder(place: Path) -> Iterator[Registry]:
     """Lend a new registry in a database of its own, its blobs in a folder."""
+    with _on_postgres(place / "reg") as registry:
+        yield registry
+
+
+@contextmanager
+def postgres_s3(place: Path) -> Iterator[Registry]:
+    """Lend a new registry in a database of its own, its blobs below a prefix of a bucket."""
+    with _on_postgres(buckets.prefix()) as registry:
+        yield registry
+
+
+@contextmanager
+def _on_postgres(blobs: Path | str) -> Iterator[Registry]:
     server = clusters.cluster()
     url = server.database(server.migrated())
     try:
-        with Registry.create(url, blobs=place / "reg") as registry:
+        with Registry.create(url, blobs=blobs) as registry:
             yield registry
     finally:
         server.drop(url)
@@ -60,13 +85,16 @@ Backend = Callable[[Path], AbstractContextManager[Registry]]
 
 BACKENDS: dict[str, Backend] = {
     "sqlite+folder": sqlite_folder,
+    "sqlite+s3": sqlite_s3,
     "postgres+folder": postgres_folder,
+    "postgres+s3": postgres_s3,
 }
 
 
 def why_not(name: str) -> str | None:
     """Return why a backend can't be tested here, or None."""
-    return clusters.why_not() if name.startswith("postgres") else None
+    why = clusters.why_not() if name.startswith("postgres") else None
+    return buckets.why_not() if why is None and name.endswith("s3") else why
 
 
 def blobs_at(registry: Registry) -> Path:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import buckets
 import pytest
-from backends import BACKENDS, CONFORMING, blobs_at, why_not
+from backends import BACKENDS, CONFORMING, ON_S3, blobs_at, why_not
 from hypothesis import HealthCheck, settings
-from sweeps import s3_server
 
 from registry import Registry
 
 if TYPE_CHECKING:
     from stores import Held
+    from sweeps.s3_server import Server
 
 settings.register_profile(  # the full sweep of oracles: pytest --hypothesis-profile=full
     "full", max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck)
@@ -39,6 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = list(BACKENDS)
     if metafunc.definition.get_closest_marker("sqlite_only"):
         names = [name for name in names if name.startswith("sqlite")]
+    if metafunc.module.__name__.rpartition(".")[2] not in ON_S3:
+        names = [name for name in names if not name.endswith("s3")]
     metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -53,39 +55,30 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def reg(backend: str, tmp_path: Path) -> Iterator[Registry]:
+def reg(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """Return a new registry."""
+    if backend.endswith("s3"):
+        for name, value in buckets.environment(tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
     with BACKENDS[backend](tmp_path) as registry:
         yield registry
 
 
-@pytest.fixture(scope="session")
-def s3_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
-    """Return an object store, one for all tests."""
-    try:
-        server = s3_server.start(tmp_path_factory.mktemp("swift"))
-    except s3_server.Unavailable as error:
-        pytest.skip(str(error))
-    server.make_bucket("tests")
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def s3(
-    s3_shared: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> s3_server.Server:
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Return the object store, with the environment that leads a client to it."""
-    for name, value in s3_shared.environment().items():
+    why = buckets.why_not()
+    if why is not None:
+        pytest.skip(why)
+    for name, value in buckets.environment(tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("CKREG_CACHE", str(tmp_path / "cache"))
-    return s3_shared
+    return buckets.server()
 
 
 @pytest.fixture
-def prefix(s3: s3_server.Server) -> str:
+def prefix(s3: Server) -> str:
     """Return the URL of a prefix that is this test's alone."""
-    return f"s3://tests/{uuid.uuid4().hex}"
+    return buckets.prefix()
 
 
 @pytest.fixture(params=["folder", "s3"])

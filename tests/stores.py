@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from registry import Registry
 from registry.blobs import Blob, LocalStore, ObjectStore
 
 
@@ -55,8 +56,10 @@ class HeldFolder(Held):
         path = self.root / key
         path.parent.mkdir(exist_ok=True)
         path.touch()
+        mode = path.stat().st_mode
         path.chmod(0o644)
         path.write_bytes(data)
+        path.chmod(mode)
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
@@ -97,3 +100,9 @@ class HeldBucket(Held):
         import obstore
 
         return sorted(one["path"] for page in obstore.list(self._raw, below) for one in page)
+
+
+def hand_on(registry: Registry) -> Held:
+    """Return a hand in the back door of a registry's store."""
+    place = registry._parts()[0].location
+    return HeldBucket(place) if "://" in place else HeldFolder(Path(place))
