@@ -148,21 +148,21 @@ def save(location: str, reference: str, *strategies: str) -> Any:
     return found
 
 
-def load(location: str, reference: str, strategies: str, names: str) -> Any:
-    """Load checkpoints into a net of each strategy, and compare what torch gathers of it then."""
+def load(location: str, reference: str, *pairs: str) -> Any:
+    """Load checkpoints into nets, `NAME:STRATEGY` each, and compare what torch gathers then."""
     from registry import Registry
 
     found = {}
     with Registry.open(location) as reg:
-        for strategy in strategies.split(","):
-            for name in names.split(","):
-                net, optimizer = trained(strategy, 2)
-                reg.load(name, into=net, optimizer=optimizer)
-                whole = gathered(net, optimizer)
-                expected = torch.load(Path(reference) / f"{name}.pt")
-                found[f"{name} into {strategy}"] = [len(whole), differing(whole, expected)]
-                net(torch.randn(4, 6)).square().mean().backward()  # it goes on training
-                optimizer.step()
+        for pair in pairs:
+            name, strategy = pair.split(":")
+            net, optimizer = trained(strategy, 2)
+            reg.load(name, into=net, optimizer=optimizer)
+            whole = gathered(net, optimizer)
+            expected = torch.load(Path(reference) / f"{name}.pt")
+            found[f"{name} into {strategy}"] = [len(whole), differing(whole, expected)]
+            net(torch.randn(4, 6)).square().mean().backward()  # it goes on training
+            optimizer.step()
     return found
 
 
@@ -292,21 +292,23 @@ def killed(location: str, victim: str) -> Any:
 
 
 def killed_in_a_crowd(location: str) -> Any:
-    """Save a replicated net on many ranks: one slow, then guarded, then with one killed."""
+    """Save a replicated net on many ranks: one slow, then guarded, then with the last but one
+    killed.
+    """
     from registry import Registry
 
-    rank = dist.get_rank()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     with Registry.open(location) as reg:
         net = _ddp(plain(1))
         versions = []
         for epoch in range(3):
-            if rank == 5:
+            if rank == ranks - 3:
                 time.sleep(0.5)
             versions.append(reg.save(net, model="net", epoch=epoch).version)
         if rank == 0:
             reg.save(net, model="net", epoch=3)
         dist.barrier()
-        if rank == 6:
+        if rank == ranks - 2:
             os.kill(os.getpid(), signal.SIGKILL)
         versions.append(reg.save(net, model="net", epoch=4).version)
         refused = _error(lambda: reg.load("net", into=plain(2)))
