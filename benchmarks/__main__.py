@@ -26,7 +26,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of million")
     parser.add_argument("--at", type=Path, help="where million's registry is kept, or already is")
     names = ("in_and_out", "saves", "loads", "commands", "million", "growth", "objects")
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names[:-1],
+        help="objects, which starts a server, is measured where it is named",
+    )  # fmt: skip
     parser.add_argument(
         "--rivals", action="store_true",
         help="other tools too; they are installed in an environment in your cache",
@@ -43,6 +46,10 @@ def main(words: list[str] | None = None) -> int:
             rows += speed.loads(folder, given.mib, given.rounds)
         if "commands" in given.only:
             rows += speed.commands(folder, given.rounds)
+        if "million" in given.only:
+            rows += million.million(folder, given.rounds, rows=given.rows, at=given.at)
+        if "growth" in given.only:
+            rows += growth.growth(folder, given.mib, given.rounds, at=given.at)
         if "objects" in given.only:
             rows += objects.push_and_pull(folder, given.mib, given.rounds)
         if given.rivals:
