@@ -11,11 +11,11 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from .blobs import Blob, BlobStore, Progress, StoredFile, read_through
 from .blobs.ranges import Index
+from .blobs.reading import copy_back
 from .catalog import Catalog, Checked, Upkeep, parse_whole
 from .errors import CkregError, DamagedError, NotFoundError
 from .records import Checkpoint
@@ -300,11 +300,11 @@ class _Verifier:
         if file is None and not self.store.holds(blob) and self.still(blob):
             self.say(
                 "missing", f"{self.of(blob)}: the file is gone", f"blobs/{blob.name}",
-                f"push the same file again, or: cp BACKUP {self.path(blob)}", name=blob.name,
+                f"push the same file again, or: {copy_back(self.place(blob))}", name=blob.name,
             )  # fmt: skip
             return
         if file is not None and file.links > 1:
-            path = self.path(blob)
+            path = shlex.quote(self.place(blob))
             self.say(
                 "hard link", f"it has {file.links} names: who writes to another one changes it",
                 f"blobs/{blob.name}", f"cp {path} {path}.new && mv -f {path}.new {path}",
@@ -313,7 +313,7 @@ class _Verifier:
         if file is not None and file.writable:
             self.say(
                 "writable", "its mode lets it be written to", f"blobs/{blob.name}",
-                f"chmod a-w {self.path(blob)}", name=blob.name,
+                f"chmod a-w {shlex.quote(self.place(blob))}", name=blob.name,
             )  # fmt: skip
         self.read(blob, index)
 
@@ -328,7 +328,7 @@ class _Verifier:
         except NotFoundError:
             if self.still(blob):
                 self.say("missing", f"{self.of(blob)}: the file is gone", f"blobs/{blob.name}",
-                         f"push the same file again, or: cp BACKUP {self.path(blob)}",
+                         f"push the same file again, or: {copy_back(self.place(blob))}",
                          name=blob.name)  # fmt: skip
             return
         except CkregError as error:  # of another size, or a disk that fails
@@ -365,8 +365,8 @@ class _Verifier:
     def damaged(self, blob: Blob, what: str) -> None:
         self.say(
             "damaged", f"{self.of(blob)}: {what}", f"blobs/{blob.name}",
-            f"push the same file again, or: ckreg verify --repair, then cp BACKUP "
-            f"{self.path(blob)}", name=blob.name,
+            f"push the same file again, or: ckreg verify --repair, then "
+            f"{copy_back(self.place(blob))}", name=blob.name,
         )  # fmt: skip
 
     def foreign(self, file: StoredFile) -> None:
@@ -392,8 +392,8 @@ class _Verifier:
         more = f" and {len(refs) - 3} more" if len(refs) > 3 else ""
         return (", ".join(refs[:3]) or str(blob.digest)) + more
 
-    def path(self, blob: Blob) -> str:
-        return shlex.quote(str(PurePosixPath(self.store.location) / "blobs" / blob.name))
+    def place(self, blob: Blob) -> str:
+        return f"{self.store.location}/blobs/{blob.name}"
 
     def shown(self, before: int) -> Progress | None:
         shown, total = self.progress, self.total

@@ -100,6 +100,26 @@ def test_two_registries_on_one_prefix_are_refused(prefix: str, tmp_path: Path) -
             Registry.create(tmp_path / "one", blobs=f"{prefix}-2")
 
 
+def test_a_folder_whose_database_is_lost_is_not_made_anew_over_its_bytes(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "reg"
+    with Registry.create(place, blobs=prefix) as reg:
+        saved = reg.push(_other(tmp_path), model="m", epoch=1)
+    (place / "registry.db").unlink()
+    with pytest.raises(DamagedError, match=r"its database registry\.db is lost") as caught:
+        Registry.create(place, blobs=prefix)
+    assert f"CKREG_BLOBS={prefix}" in str(caught.value.hint)
+    with pytest.raises(NotFoundError, match="no records"):
+        Registry.rebuild(place, replace=True)
+    monkeypatch.setenv("CKREG_BLOBS", prefix)
+    Registry.rebuild(place, replace=True)
+    monkeypatch.delenv("CKREG_BLOBS")
+    with Registry.open(place) as reg:
+        assert reg.get("m").id == saved.id
+        assert reg.verify().findings == ()
+
+
 def test_many_creators_at_once_agree_on_one_store(prefix: str) -> None:
     ids: list[str] = []
     start = threading.Barrier(8)

@@ -38,7 +38,7 @@ from .ends import Ends
 from .fetched import CachedBlob, DirectBlob
 from .listing import StoredFile
 from .marker import MARKER, MAX_MARKER, SHARDS, STORE_FORMAT, check_own, parse
-from .reading import BlobFile, damaged
+from .reading import BlobFile, copy_back, damaged
 from .remote import Client, Stored, check_url
 from .staging import Staged
 
@@ -226,7 +226,7 @@ class ObjectStore(Ends):
         if found is None:
             raise NotFoundError(
                 f"the object of blob {blob.digest} is gone: {place!r}",
-                hint=f"bring it back from a backup: aws s3 cp BACKUP {place}",
+                hint=f"bring it back from a backup: {copy_back(place)}",
             )
         if found.size_bytes != blob.size_bytes:
             what = f"it has {found.size_bytes} bytes, and {blob.size_bytes} were stored"
@@ -408,7 +408,7 @@ def _found_marker(client: Client) -> str | None:
         data = client.get(MARKER, limit=MAX_MARKER)
     except ValueError as error:
         raise DamagedError(f"{place!r} is no store's marker: {error}") from error
-    return None if data is None else parse(data, place, f"aws s3 cp BACKUP {place}")
+    return None if data is None else parse(data, place, copy_back(place))
 
 
 def _check_never_used(client: Client) -> None:
@@ -425,7 +425,7 @@ def _check_never_used(client: Client) -> None:
     if {"blobs/", "records/"} & set(found):
         raise DamagedError(
             f"the store at {client.url!r} has blobs or records, and its marker {MARKER} is missing",
-            hint=f"bring it back from a backup: aws s3 cp BACKUP {client.at(MARKER)}",
+            hint=f"bring it back from a backup: {copy_back(client.at(MARKER))}",
         )
     if found:
         raise ConflictError(

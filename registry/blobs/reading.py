@@ -253,11 +253,18 @@ class BlobFile(FileBytes):
 
 def damaged(blob: Blob, place: str, what: str) -> DamagedError:
     """Return the error for a blob whose file isn't what was stored."""
-    copy = "aws s3 cp" if "://" in place else "cp"
     return DamagedError(
         f"the blob {blob.digest} is damaged: {what} ({place!r})",
-        hint=f"put a good copy in its place from a backup: {copy} BACKUP {shlex.quote(place)}",
+        hint=f"put a good copy in its place from a backup: {copy_back(place)}",
     )
+
+
+_COPIERS: Final = {"s3": "aws s3 cp", "gs": "gcloud storage cp", "az": "azcopy copy"}
+
+
+def copy_back(place: str) -> str:
+    """Return the command that brings a store's file back from a backup."""
+    return f"{_COPIERS.get(place.partition('://')[0], 'cp')} BACKUP {shlex.quote(place)}"
 
 
 class SourceFile(FileBytes):
