@@ -45,6 +45,8 @@ def sightings(place: Place) -> Path:
     if isinstance(place, DatabaseUrl):
         from .blobs import cache
 
+        with suppress(CkregError):
+            cache.Cache.find()  # made, and for its user alone
         return cache.place() / "imports" / digest_of(str(place)).removeprefix("blake3:")[:32]
     return place.folder / "imports"
 

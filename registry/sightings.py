@@ -141,7 +141,7 @@ class Sightings:
         )  # fmt: skip
         part = self.path.with_name(f"{self.path.name}.part")
         with suppress(OSError):
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Names of a user's own files: nobody else's, though the registry be shared.
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(f"{digest_of(text)}\n{text}".encode("ascii"))

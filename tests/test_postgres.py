@@ -121,6 +121,17 @@ def test_a_folders_registry_may_have_its_blobs_elsewhere(tmp_path: Path, file: P
         Registry.create(tmp_path / "reg", blobs=tmp_path / "other")
 
 
+def test_what_an_import_saw_is_kept_in_the_cache_for_its_user_alone(
+    reg: Registry, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKREG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tree").mkdir()
+    file.rename(tmp_path / "tree" / "w.pt")
+    reg.import_(tmp_path / "tree")
+    assert len(list((tmp_path / "cache" / "imports").glob("*/*.json"))) == 1
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
 # --- what is refused before anything is made ------------------------------------------------------
 
 
@@ -135,6 +146,14 @@ def test_a_database_of_something_else_is_refused_and_stays_as_it_was(
         "SELECT tablename FROM pg_tables WHERE schemaname='public'", empty
     )
     assert clusters.cluster().sql(tables, empty) == [("invoices",)]
+
+
+def test_blobs_of_another_registry_are_refused_and_nothing_is_made(
+    reg: Registry, empty: str
+) -> None:
+    with pytest.raises(ConflictError, match="store of another registry"):
+        Registry.create(empty, blobs=reg._parts()[0].location)
+    assert of(empty).revision() is None
 
 
 def test_an_empty_database_is_no_registry_and_a_new_one_needs_a_place_for_blobs(empty: str) -> None:
