@@ -166,6 +166,14 @@ def load(location: str, reference: str, *pairs: str) -> Any:
     return found
 
 
+def load_in_parts(location: str, reference: str, *pairs: str) -> Any:
+    """Load them, of a bucket no more than is asked for."""
+    from stores import bring_only_what_is_asked_for
+
+    bring_only_what_is_asked_for()
+    return load(location, reference, *pairs)
+
+
 class _Failing:
     """Has no state to give."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from nets import equal, seeded
-from stores import Held, hand_on
+from stores import Held, bring_only_what_is_asked_for, hand_on
 
 from registry import (
     ConflictError,
@@ -24,6 +24,7 @@ from registry import (
     RemoteError,
     Verification,
 )
+from registry.blobs import fetched
 from registry.catalog import Catalog
 
 
@@ -31,6 +32,13 @@ from registry.catalog import Catalog
 def hand(reg: Registry) -> Held:
     """Return a hand in the back door of the registry's store."""
     return hand_on(reg)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SMALL", "_NEAR", "_BUDGET"):  # put back what the next line changes
+        monkeypatch.setattr(fetched, name, getattr(fetched, name))
+    bring_only_what_is_asked_for()
 
 
 def file_of(folder: Path, seed: int) -> Path:
@@ -82,15 +90,24 @@ def test_the_same_file_is_one_checkpoint_and_the_same_bytes_are_one_blob(
 def test_a_net_and_its_optimizer_come_back_bit_for_bit(reg: Registry) -> None:
     net = seeded(1)
     optimizer = torch.optim.Adam(net.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
     net(torch.ones(4, 6)).sum().backward()
     optimizer.step()
-    reg.save(net, model="net", epoch=1, optimizer=optimizer, extra={"seen": torch.arange(9)})
+    scheduler.step()
+    reg.save(
+        net, model="net", epoch=1, optimizer=optimizer, scheduler=scheduler, rng=True,
+        extra={"seen": torch.arange(9)},
+    )  # fmt: skip
+    drawn = torch.rand(3)
     into = seeded(2)
     other = torch.optim.Adam(into.parameters())
+    its = torch.optim.lr_scheduler.StepLR(other, 3)
     with again(reg) as opened:
         assert opened.plan("net", into=into).ref == "net@v1"
-        result = opened.load("net", into=into, optimizer=other)
+        result = opened.load("net", into=into, optimizer=other, scheduler=its, rng=True)
+    assert torch.equal(torch.rand(3), drawn)
     assert equal(net, into)
+    assert its.state_dict() == scheduler.state_dict()
     assert torch.equal(result.extra["seen"], torch.arange(9))
     for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)

@@ -79,8 +79,11 @@ def test_a_bucket_takes_and_gives_what_a_folder_does(prefix: str, tmp_path: Path
     Registry.create(where, blobs=prefix).close()
     first, second = _answers("save", where, str(tmp_path), "FSDP2")
     assert first == second
-    found = _answers("load", where, str(tmp_path), "fsdp2-2:FSDP2", "fsdp2-2:DDP")
-    assert found[0] == {f"fsdp2-2 into {into}": [27, []] for into in ("FSDP2", "DDP")}
+    pairs = [f"fsdp2-2:{into}" for into in ("FSDP2", "FSDP1", "TP", "DDP")]
+    caches = {"CKREG_CACHE": str(tmp_path / "another")}  # nothing is there yet
+    ended = gloo.run("strategies:load_in_parts", where, str(tmp_path), *pairs, env=caches)
+    for rank in ended:
+        assert rank.answer == {pair.replace(":", " into "): [27, []] for pair in pairs}, rank.stderr
     assert strategies.load(where, str(tmp_path), "fsdp2-2:plain") == {
         "fsdp2-2 into plain": [27, []]
     }
