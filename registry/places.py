@@ -51,8 +51,11 @@ def sightings(place: Place) -> Path:
     return place.folder / "imports"
 
 
-def open_parts(place: Place) -> tuple[BlobStore, Catalog]:
+def open_parts(place: Place) -> tuple[BlobStore | None, Catalog]:
     """Open a registry that is there.
+
+    Returns:
+        The store, or None for one at a URL: `open_remote` asks its server, which no question needs.
 
     Raises:
         NotFoundError: the database or the store isn't there, or the database is empty.
@@ -68,7 +71,7 @@ def open_parts(place: Place) -> tuple[BlobStore, Catalog]:
         folder_store = None if os.environ.get("CKREG_BLOBS") else LocalStore.open(place.folder)
         opened = Database.open(place.folder / DATABASE)
     catalog = Catalog(opened)
-    where = os.environ.get("CKREG_BLOBS") or catalog.setting(BLOBS)
+    where = _recorded(catalog)
     if where is None:
         if isinstance(place, DatabaseUrl):
             raise NotFoundError(
@@ -77,9 +80,29 @@ def open_parts(place: Place) -> tuple[BlobStore, Catalog]:
             )
         assert folder_store is not None
         return folder_store, catalog
+    if is_url(where):
+        return None, catalog
     store = open_store(where)
     Upkeep(opened).check(store.id)
     return store, catalog
+
+
+def open_remote(place: Place, catalog: Catalog) -> BlobStore:
+    """Open the store of a registry that `open_parts` opened without it.
+
+    Raises:
+        CkregError: as `open_parts`.
+    """
+    where = _recorded(catalog)
+    assert where is not None
+    store = open_store(where)
+    Upkeep(database(place)).check(store.id)
+    return store
+
+
+def _recorded(catalog: Catalog) -> str | None:
+    """Return where the bytes are, if that is said: the variable goes before the database."""
+    return os.environ.get("CKREG_BLOBS") or catalog.setting(BLOBS)
 
 
 def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: bool) -> None:

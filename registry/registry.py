@@ -74,7 +74,8 @@ class Registry:
     def __init__(self, place: places.Place) -> None:
         """Use `Registry.open` or `Registry.create`."""
         self._location = place
-        self._opened: tuple[BlobStore, Catalog] | None = None
+        self._store: BlobStore | None = None
+        self._opened: Catalog | None = None
         self._share_checked = False
         self._pending = Queue()
         self._lineage = Lineage()
@@ -95,7 +96,7 @@ class Registry:
         """
         registry = cls(location.find(location_))
         if registry._location.exists:
-            registry._parts()
+            registry._catalog()
         return registry
 
     @classmethod
@@ -147,7 +148,7 @@ class Registry:
                 location.check_free(place.folder)
             places.create_parts(place, blobs, shared=shared)
             if shared:
-                self._parts()[1].set_setting("shared", "group")
+                self._catalog().set_setting("shared", "group")
         store, catalog = self._parts()
         if blobs is not None:
             places.check_blobs(catalog, store, blobs)
@@ -161,13 +162,20 @@ class Registry:
             )
 
     def _parts(self) -> tuple[BlobStore, Catalog]:
+        catalog = self._catalog()
+        if self._store is None:
+            self._store = places.open_remote(self._location, catalog)
+        return self._store, catalog
+
+    def _catalog(self) -> Catalog:
+        """Return what answers questions; a bucket is not asked for that."""
         if self._opened is None:
             if not self._location.exists:
                 raise NotFoundError(
                     f"there is no registry at {str(self._location)!r} yet",
                     hint="the first save or push makes it: ckreg push FILE",
                 )
-            self._opened = places.open_parts(self._location)
+            self._store, self._opened = places.open_parts(self._location)
         return self._opened
 
     def _for_writing(self) -> tuple[BlobStore, Catalog]:
@@ -205,7 +213,7 @@ class Registry:
         try:
             self._pending.flush()
         finally:
-            self._opened = None
+            self._store = self._opened = None
 
     def __enter__(self) -> Self:
         return self
@@ -469,7 +477,7 @@ class Registry:
             Path(folder),
             given,
             optional_text(run, "run"),
-            catalog=self._parts()[1] if self.exists else None,
+            catalog=self._catalog() if self.exists else None,
             writer=None if dry_run else importing.Writer(self._for_writing, self.tag),
             memory=places.sightings(self._location),
             progress=progress,
@@ -730,7 +738,7 @@ class Registry:
             AmbiguousError: the model was trained on several datasets and none is named.
             ValueError: a metric other than the monitor, without a mode.
         """
-        catalog = self._parts()[1]
+        catalog = self._catalog()
         return catalog.best(
             model_name(model),
             dataset=of_dataset(dataset),
@@ -748,14 +756,14 @@ class Registry:
             NotFoundError: no such model, or none of its checkpoints matches.
             AmbiguousError: the model was trained on several datasets and none is named.
         """
-        return self._parts()[1].latest(
+        return self._catalog().latest(
             model_name(model), dataset=of_dataset(dataset),
-            run=run_id(self._parts()[1], model, dataset, run),
+            run=run_id(self._catalog(), model, dataset, run),
         )  # fmt: skip
 
     def models(self) -> list[Model]:
         """Return every model, by name."""
-        return self._parts()[1].models() if self.exists else []
+        return self._catalog().models() if self.exists else []
 
     def find(
         self,
@@ -789,7 +797,7 @@ class Registry:
         """
         if not self.exists:
             return iter(())
-        catalog = self._parts()[1]
+        catalog = self._catalog()
         query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
         query = self._narrowed(query, memory, fits)
         return catalog.find(
@@ -834,7 +842,7 @@ class Registry:
         """
         if not self.exists:
             return Page((), None)
-        catalog = self._parts()[1]
+        catalog = self._catalog()
         query = _query(catalog, model, dataset, run, where, tags, sort, include_removed)
         query = self._narrowed(query, memory, fits)
         return catalog.page(query, size=size, after=after)
@@ -858,7 +866,7 @@ class Registry:
         """
         if not self.exists:
             return 0
-        catalog = self._parts()[1]
+        catalog = self._catalog()
         query = _query(catalog, model, dataset, run, where, tags, None, include_removed)
         query = self._narrowed(query, memory, fits)
         return catalog.count(
@@ -897,7 +905,7 @@ class Registry:
             NotFoundError, AmbiguousError: as get.
         """
         checkpoint = self._resolve(ref, include_removed=True)
-        found = self._parts()[1].signature(checkpoint.signature)
+        found = self._catalog().signature(checkpoint.signature)
         assert found is not None  # a foreign key holds it
         return found
 
@@ -912,7 +920,7 @@ class Registry:
 
         if not self.exists:
             return []
-        return self._parts()[1].fits(observe.observe(net).signature.digest)
+        return self._catalog().fits(observe.observe(net).signature.digest)
 
     def diff(self, a: Ref, b: Ref, *, progress: Progress | None = None) -> Diff:
         """Return how checkpoint b differs from checkpoint a: facts, topology, keys, tensors.
@@ -1183,7 +1191,7 @@ class Registry:
     def _resolve(
         self, ref: Ref, dataset: str | None = None, *, include_removed: bool = False
     ) -> Checkpoint:
-        catalog = self._parts()[1]
+        catalog = self._catalog()
         if isinstance(ref, Checkpoint):
             return catalog.by_id(ref.id, include_removed=include_removed)
         if not isinstance(ref, str):

@@ -736,11 +736,12 @@ FOR_FILES_AND_WRITES = {
         for name in (
             "catalog.adding", "catalog.changing", "catalog.checking", "catalog.wholes",
             "collecting", "commits", "containers", "diffing", "drafting", "exports", "importing",
-            "loads", "opening", "planning", "pulls", "pushes", "repairing", "saves",
+            "loads", "opening", "planning", "pulls", "pushes", "repairing", "saves", "sharded",
             "surroundings", "tensors", "verifying", "where.parsing",
+            "blobs.cache", "blobs.fetched", "blobs.objects", "blobs.remote",
         )
     ),
-    "sqlalchemy.dialects.postgresql", "alembic", "torch",
+    "sqlalchemy.dialects.postgresql", "alembic", "torch", "obstore",
 }  # fmt: skip
 
 

@@ -161,6 +161,19 @@ def test_a_server_that_is_down_is_said(
     assert f"curl -i {endpoint}" in (caught.value.hint or "")
 
 
+def test_questions_are_answered_without_the_server(
+    prefix: str, tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry.create(tmp_path / "reg", blobs=prefix) as reg:
+        saved = reg.push(_other(tmp_path), model="m", epoch=1, acc=0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with Registry.open(tmp_path / "reg") as reg:
+        assert reg.best("m") == reg.get("m@v1") == saved
+        assert [c.id for c in reg.find("m")] == [saved.id]
+        with pytest.raises(RemoteError):
+            reg.pull("m", tmp_path / "out.pt")
+
+
 def test_a_server_without_tls_is_said(
     s3: Server, prefix: str, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
