@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from .blobs import BlobStore, marker
 from .blobs.local import LocalStore
-from .catalog import Catalog, Upkeep
+from .catalog import Catalog
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError, NotWritableError
 from .location import DATABASE, Location
 from .schema import Database, Transactions
@@ -82,9 +82,7 @@ def open_parts(place: Place) -> tuple[BlobStore | None, Catalog]:
         return folder_store, catalog
     if is_url(where):
         return None, catalog
-    store = open_store(where)
-    Upkeep(opened).check(store.id)
-    return store, catalog
+    return _checked(place, where), catalog
 
 
 def open_remote(place: Place, catalog: Catalog) -> BlobStore:
@@ -95,6 +93,12 @@ def open_remote(place: Place, catalog: Catalog) -> BlobStore:
     """
     where = _recorded(catalog)
     assert where is not None
+    return _checked(place, where)
+
+
+def _checked(place: Place, where: str) -> BlobStore:
+    from .catalog import Upkeep
+
     store = open_store(where)
     Upkeep(database(place)).check(store.id)
     return store
@@ -129,6 +133,7 @@ def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: 
 
 
 def _create_on_server(place: DatabaseUrl, where: str | None, *, shared: bool) -> Transactions:
+    from .catalog import Upkeep
     from .server import ServerDatabase
 
     known = ServerDatabase(place)
@@ -148,6 +153,8 @@ def _create_on_server(place: DatabaseUrl, where: str | None, *, shared: bool) ->
 
 
 def _create_in_folder(folder: Path, where: str | None, *, shared: bool) -> Transactions:
+    from .catalog import Upkeep
+
     path = folder / DATABASE
     there = None if where is None else _look(where)
     if there is not None and where is not None:
