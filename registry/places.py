@@ -82,10 +82,10 @@ def open_parts(place: Place) -> tuple[BlobStore | None, Catalog]:
         return folder_store, catalog
     if is_url(where):
         return None, catalog
-    return _checked(place, where), catalog
+    return _checked(catalog, where), catalog
 
 
-def open_remote(place: Place, catalog: Catalog) -> BlobStore:
+def open_remote(catalog: Catalog) -> BlobStore:
     """Open the store of a registry that `open_parts` opened without it.
 
     Raises:
@@ -93,14 +93,12 @@ def open_remote(place: Place, catalog: Catalog) -> BlobStore:
     """
     where = _recorded(catalog)
     assert where is not None
-    return _checked(place, where)
+    return _checked(catalog, where)
 
 
-def _checked(place: Place, where: str) -> BlobStore:
-    from .catalog import Upkeep
-
+def _checked(catalog: Catalog, where: str) -> BlobStore:
     store = open_store(where)
-    Upkeep(database(place)).check(store.id)
+    catalog.check_store(store.id)
     return store
 
 

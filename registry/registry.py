@@ -164,7 +164,7 @@ class Registry:
     def _parts(self) -> tuple[BlobStore, Catalog]:
         catalog = self._catalog()
         if self._store is None:
-            self._store = places.open_remote(self._location, catalog)
+            self._store = places.open_remote(catalog)
         return self._store, catalog
 
     def _catalog(self) -> Catalog:

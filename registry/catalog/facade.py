@@ -19,6 +19,7 @@ from . import finding, lookup, naming, ranking
 from .finding import Alone, Page, Query
 from .rows import fetch, moment, run_of
 from .scopes import ANY, Dataset, datasets
+from .stores import STORE, check_same
 
 if TYPE_CHECKING:
     from ..blobs import Blob
@@ -500,6 +501,14 @@ class Catalog:
                 select(settings.c.value).where(settings.c.name == name)
             )
             return value
+
+    def check_store(self, id: str) -> None:
+        """See that the blobs are in the store of an id, as far as it is recorded.
+
+        Raises:
+            ConflictError: they are in another one.
+        """
+        check_same(self.setting(STORE), id)
 
     def set_setting(self, name: str, value: str | None) -> None:
         """Set a setting; None takes it away."""

@@ -8,16 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from sqlalchemy import Connection, insert, select
 
 from ..blobs import Blob
-from ..errors import ConflictError
 from ..schema import Transactions
 from ..tables import checkpoints, settings
 from ..values import CheckpointId, Digest
 from . import checking, collecting, wholes
 from .checking import Checked, Wrong
 from .collecting import Removed
+from .stores import STORE, check_same
 from .wholes import Whole
-
-_STORE = "store"
 
 
 class Upkeep:
@@ -35,7 +33,7 @@ class Upkeep:
         """Return the id of the store that the blobs are in, or None where it isn't recorded."""
         with self._database.read() as connection:
             found: str | None = connection.scalar(
-                select(settings.c.value).where(settings.c.name == _STORE)
+                select(settings.c.value).where(settings.c.name == STORE)
             )
             return found
 
@@ -45,12 +43,7 @@ class Upkeep:
         Raises:
             ConflictError: they are in another one.
         """
-        known = self.store()
-        if known not in (None, store):
-            raise ConflictError(
-                f"the database's blobs are in the store {known}, and this one is {store}",
-                hint="see whether the right folder is mounted there: ckreg info",
-            )
+        check_same(self.store(), store)
 
     def adopt(self, store: str) -> None:
         """Record which store the blobs are in, if it isn't known.
@@ -181,7 +174,7 @@ class Upkeep:
 
 def _adopt(connection: Connection, store: str) -> str:
     """Record the store's id unless one is, and return the one that is then."""
-    there: str | None = connection.scalar(select(settings.c.value).where(settings.c.name == _STORE))
+    there: str | None = connection.scalar(select(settings.c.value).where(settings.c.name == STORE))
     if there is None:
-        connection.execute(insert(settings).values(name=_STORE, value=store))
+        connection.execute(insert(settings).values(name=STORE, value=store))
     return store if there is None else there
