@@ -279,7 +279,7 @@ class _Verifier:
     def shard(self, shard: str, files: Sequence[StoredFile]) -> None:
         there = {file.name: file for file in files}
         try:
-            named, indexes = self.upkeep.blobs_in(shard), self.upkeep.indexes_in(shard)
+            named, indexes = self.upkeep.named_in(shard)
         except DamagedError:
             return  # the row was said; which files it is of can't be told
         for name, blob in named.items():
