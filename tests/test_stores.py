@@ -33,6 +33,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "STEP", MIB)
     monkeypatch.setattr(following, "WRITEBACK", MIB)
     monkeypatch.setattr(fetched, "PIECE", MIB)
+    monkeypatch.setattr(fetched, "_STRIDE", 1)
 
 
 @pytest.fixture
