@@ -14,12 +14,13 @@ the database may be the wrong one, nothing goes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from .blobs import Blob, BlobStore, StoredFile
+from .blobs.listing import joined
 from .catalog import Catalog, Removed, Upkeep, portions
 from .commits import write_record
 from .errors import CkregError, DamagedError
@@ -34,6 +35,7 @@ LEAST: Final = timedelta(hours=1)
 BATCH: Final = 100
 """How many go in one transaction, so that no writer waits long."""
 
+_AT_ONCE: Final = 1000  # files whose rows are looked up in one transaction
 _MANY: Final = 10
 _PART: Final = 0.1
 
@@ -156,8 +158,7 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
     """
     found: list[Blob] = []
     rows = missing = young = 0
-    for shard, files in store.walk():  # before the rows: what is committed between is no orphan
-        named = upkeep.blobs_in(shard)
+    for files, named in _with_rows(store, upkeep):
         there = {file.name for file in files}
         rows += len(named)
         gone = {b.digest for n, b in named.items() if n not in there and not store.holds(b)}
@@ -178,6 +179,18 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
             hint="see: ckreg verify",
         )
     return found, young
+
+
+def _with_rows(
+    store: BlobStore, upkeep: Upkeep
+) -> Iterator[tuple[list[StoredFile], dict[str, Blob]]]:
+    """Yield the files of each of the store's folders, and the rows that were there after these were
+    listed: what is committed between is no orphan.
+    """
+    for part in joined(store.walk(), _AT_ONCE):
+        rows = upkeep.blobs_in([shard for shard, _ in part])
+        for (_, files), named in zip(part, rows, strict=True):
+            yield files, named
 
 
 def _since(store: BlobStore, one: Removed) -> datetime:

@@ -289,7 +289,7 @@ class _Verifier:
                 continue
             if file.blob is None:
                 self.foreign(file)
-            elif name not in self.upkeep.blobs_in(shard) and self.store.holds(file.blob):
+            elif name not in self.upkeep.blobs_in([shard])[0] and self.store.holds(file.blob):
                 self.say(
                     "orphan", f"no row names these {file.size_bytes:,} bytes", f"blobs/{name}",
                     "gc takes it after the grace: ckreg gc", name=name,

@@ -21,7 +21,7 @@ import pytest
 from faults import fail_at, open_descriptors
 from users import as_nobody
 
-from registry.blobs import Blob, LocalStore, SourceFile, following, staging
+from registry.blobs import Blob, LocalStore, SourceFile, StoredFile, following, listing, staging
 from registry.errors import (
     CkregError,
     ConflictError,
@@ -757,3 +757,12 @@ def test_the_store_imports_neither_torch_nor_sqlalchemy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_folders_are_joined_until_they_hold_enough_and_none_is_lost() -> None:
+    one = StoredFile("ab/x", 1, 0.0)
+    walk = [("00", []), ("01", [one, one]), ("02", [one]), ("03", []), ("04", [])]
+    found = list(listing.joined(walk, 2))
+    assert [[shard for shard, _ in part] for part in found] == [["00", "01"], ["02", "03", "04"]]
+    assert [one for part in found for one in part] == walk
+    assert list(listing.joined([], 2)) == []

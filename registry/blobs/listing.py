@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,20 @@ def shard(root: Path, name: str) -> list[StoredFile]:
         return list(_in(root, "blobs", name, prefix=f"{name}/"))
     except NotFoundError:
         return []
+
+
+def joined(
+    walk: Iterable[tuple[str, list[StoredFile]]], least: int
+) -> Iterator[list[tuple[str, list[StoredFile]]]]:
+    """Yield the folders of a walk, as many at once as hold so many files: a small store is one."""
+    found: list[tuple[str, list[StoredFile]]] = []
+    for one in walk:
+        found.append(one)
+        if sum(len(files) for _, files in found) >= least:
+            yield found
+            found = []
+    if found:
+        yield found
 
 
 def strays(root: Path) -> list[StoredFile]:

@@ -111,10 +111,10 @@ class Upkeep:
         with self._database.read() as connection:
             return collecting.removed(connection)
 
-    def blobs_in(self, shard: str) -> dict[str, Blob]:
-        """Return the blobs of one of the store's folders, by name."""
+    def blobs_in(self, shards: Sequence[str]) -> list[dict[str, Blob]]:
+        """Return the blobs of some of the store's folders, by name."""
         with self._database.read() as connection:
-            return collecting.blobs_in(connection, shard)
+            return [collecting.blobs_in(connection, shard) for shard in shards]
 
     def unneeded(self, without: Collection[CheckpointId]) -> list[Blob]:
         """Return the blobs that no file refers to but those of some checkpoints."""
