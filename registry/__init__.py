@@ -50,6 +50,7 @@ __all__ = [
     "Run",
     # what it returns
     "Checkpoint",
+    "Copied",
     "Diff",
     "File",
     "Finding",
@@ -92,6 +93,7 @@ __all__ = [
 
 _HOMES = {
     "Registry": "registry",
+    "Copied": "copying",
     "Diff": "diffing",
     "GcPlan": "collecting",
     **dict.fromkeys(("Rebuilt", "Repaired"), "repairing"),

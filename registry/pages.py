@@ -19,6 +19,7 @@ from .topology import Device, Topology
 if TYPE_CHECKING:
     from .blobs import Blob, StoredFile
     from .collecting import GcPlan
+    from .copying import Copied
     from .repairing import Rebuilt, Repaired
     from .verifying import Finding, Verification
 
@@ -204,6 +205,29 @@ def rebuilt(done: Rebuilt) -> Page:
                     *(("lost", text) for text in done.remarks),
                 ),
             ),
+        ),
+    )
+
+
+def copied(done: Copied) -> Page:
+    """Return what a copy brought, and what it left out."""
+    rows = [row for one in done.left_out for row in ((one.what, one.reason), ("", one.hint or ""))]
+    return Page(
+        done.destination,
+        f"{count(done.checkpoints, 'checkpoint')} copied, {done.present:,} there already, "
+        f"{len(done.updated):,} updated, {len(done.left_out):,} left out",
+        (
+            (
+                "copied",
+                _known(
+                    ("from", done.source),
+                    ("models", f"{done.models:,}"),
+                    ("new runs", f"{done.runs:,}"),
+                    ("bytes", f"{size(done.size_bytes)} in {count(done.blobs, 'file')}"),
+                    ("updated", listed(done.updated, _MOST)),
+                ),
+            ),
+            ("left out", tuple(row for row in rows if row[1])),
         ),
     )
 

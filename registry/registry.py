@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .blobs import BlobStore
     from .collecting import GcPlan
+    from .copying import Copied
     from .diffing import Diff
     from .importing import ImportResult
     from .loads import LoadResult
@@ -1084,6 +1085,44 @@ class Registry:
         """
         self._parts()
         return self._database().upgrade()
+
+    def copy_to(
+        self,
+        destination: str | os.PathLike[str],
+        *,
+        blobs: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Copied:
+        """Copy all of this registry to another place: checkpoints with ids, versions and bytes,
+        removed ones too, metrics, tags, aliases and their moves, runs, models.
+
+        Nothing changes here. A copy that was cut off goes on when it is called again, and later it
+        brings what is new or has changed. Of two states of a checkpoint this registry's wins.
+        What couldn't be copied, since it is damaged here, is in the result.
+
+        Args:
+            destination: as for `create`; made where nothing is there.
+            blobs: where its bytes are to be, as for `create`.
+
+        Raises:
+            ValueError: CKREG_BLOBS is set, or a database is to be made without a place for blobs.
+            ConflictError: other checkpoints or runs are there in the place of some of these, or it
+                is this registry; nothing was copied.
+            NotWritableError, NoSpaceError, BusyError, RemoteError: the destination failed; what is
+                there stays, and the next call goes on.
+        """
+        from . import copying
+
+        if os.environ.get("CKREG_BLOBS"):
+            raise ValueError(
+                "CKREG_BLOBS names one place for blobs, and a copy has two: unset CKREG_BLOBS"
+            )
+        store, catalog = self._parts()
+        source = copying.End(store, catalog, self._database())
+        with Registry.create(destination, blobs=blobs) as other:
+            store, catalog = other._for_writing()
+            target = copying.End(store, catalog, other._database())
+            return copying.copy(source, target, progress=progress)
 
     # --- keeping -----------------------------------------------------------------------------
 

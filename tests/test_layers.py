@@ -32,7 +32,7 @@ LAYERS = (
     "catalog",
     "places",
     "commits opening",
-    "collecting verifying",
+    "collecting copying verifying",
     "repairing",
     "sharded",
     "loads saves diffs",

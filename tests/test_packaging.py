@@ -138,7 +138,7 @@ def test_the_public_names_are_these() -> None:
     import registry
 
     assert sorted(registry.__all__) == sorted([
-        "Registry", "Run", "Checkpoint", "Diff", "File", "Finding", "GcPlan", "Git",
+        "Registry", "Run", "Checkpoint", "Copied", "Diff", "File", "Finding", "GcPlan", "Git",
         "ImportedFile", "ImportResult", "LoadPlan", "LoadResult", "Model", "PendingSave",
         "Rebuilt", "Repaired", "Verification", "Provenance", "RunRecord", "RunRef", "Device",
         "KeyStyle", "Signature", "TensorSpec",

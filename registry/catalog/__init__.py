@@ -1,10 +1,11 @@
 """The catalog: every query of a registry's database; records in, records out.
 
-`Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc. Beside them
-`rows` (records and rows), `lookup` (refs and what to say when nothing answers), `ranking` (best,
-latest), `finding` (lists), `filters` (where to SQL), `adding` and `changing` (writes), `collecting`
-(gc). Only here is SQL spoken; it fits SQLite and PostgreSQL, and what is SQLite's own comes from
-registry/sqlite.py. Knows no files and no torch.
+`Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc, `Inventory`
+and `Arrivals` are those of copies. Beside them `rows` (records and rows), `lookup` (refs and what
+to say when nothing answers), `ranking` (best, latest), `finding` (lists), `filters` (where to SQL),
+`adding` and `changing` (writes), `collecting` (gc), `moving` (copies). Only here is SQL spoken; it
+fits SQLite and PostgreSQL, and what is SQLite's own comes from registry/sqlite.py. Knows no files
+and no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .changing import AliasMove, Recorded
     from .checking import Checked, Wrong
     from .collecting import Removed, portions
+    from .moving import Arrival, Arrivals, Inventory, Listed, ModelFacts
     from .settling import Gone
     from .upkeep import Upkeep
     from .wholes import Whole
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Catalog",
     "Upkeep",
+    "Inventory",
+    "Arrivals",
+    "Arrival",
+    "Listed",
+    "ModelFacts",
     "Removed",
     "Checked",
     "Wrong",
@@ -52,6 +59,7 @@ _HOMES: Final = {
     **dict.fromkeys(("AliasMove", "Recorded"), "changing"),
     **dict.fromkeys(("Checked", "Wrong"), "checking"),
     **dict.fromkeys(("Removed", "portions"), "collecting"),
+    **dict.fromkeys(("Arrival", "Arrivals", "Inventory", "Listed", "ModelFacts"), "moving"),
     "Gone": "settling",
     "Upkeep": "upkeep",
     "Whole": "wholes",

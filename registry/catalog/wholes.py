@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from ..blobs import Blob
 from ..errors import DamagedError, NotFoundError
@@ -393,18 +403,14 @@ def _put_blob(connection: Connection, blob: Blob, probe: str | None, at: str) ->
 
 def _count(connection: Connection, model_pk: int) -> None:
     """Set a model's counters to what its rows say; a counter never goes down."""
-    mine = select(checkpoints.c.version, checkpoints.c.removed_at).where(
-        checkpoints.c.model_pk == model_pk
-    )
-    rows = connection.execute(mine).all()
-    counted = connection.execute(select(models).where(models.c.pk == model_pk)).one()
+    mine = checkpoints.c.model_pk == model_pk
+    live = select(func.count()).where(mine, checkpoints.c.removed_at.is_(None))
+    highest = connection.scalar(select(func.max(checkpoints.c.version)).where(mine))
+    counted = connection.scalars(select(models.c.versions).where(models.c.pk == model_pk)).one()
     connection.execute(
         update(models)
         .where(models.c.pk == model_pk)
-        .values(
-            versions=max(counted.versions, *(row.version for row in rows)),
-            live=sum(row.removed_at is None for row in rows),
-        )
+        .values(versions=max(counted, highest or 0), live=connection.scalar(live))
     )
 
 

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "restore": ("marking.restore", "Bring removed checkpoints back, under their old versions."),
     "verify": ("keeping.verify", "Read every byte, row and record, and say what is wrong."),
     "gc": ("keeping.gc", "Free the bytes that nothing needs any more."),
+    "copy": ("place.copy", "Copy a registry to another place; a second run goes on."),
     "migrate": ("place.migrate", "Bring a registry that an older ckreg made up to this one."),
     "info": ("place.info", "Show which registry is in use, and what it holds."),
     "demo": ("shell.demo", "Train, save, list, plan and load for real, in two minutes."),

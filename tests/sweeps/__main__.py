@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 
 from . import (
+    copies,
     crowds,
     damage,
     failures,
@@ -85,6 +86,9 @@ def main(words: list[str] | None = None) -> int:
     of_matrix.add_argument("--saved", nargs="+", type=int, default=[1, 2, 4], help="ranks")
     of_matrix.add_argument("--loaded", nargs="+", type=int, default=[1, 2, 3], help="ranks")
     of_matrix.set_defaults(sweep=lambda g: matrix.sweep(g.saved, g.loaded))
+    of_copies = sweeps.add_parser("copy", help=_first(copies))
+    of_copies.add_argument("--count", type=int, default=1000, help="checkpoints")
+    of_copies.set_defaults(sweep=lambda g: copies.sweep(g.count))
     given = parser.parse_args(words)
     return int(given.sweep(given))
 
