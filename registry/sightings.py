@@ -100,7 +100,7 @@ class Sightings:
         try:
             fd = os.open(scan.base + name, _FLAGS)
             try:
-                return probe_of(fd, seen[0][2]) == seen[1]
+                return _probe(fd, seen[0][2]) == seen[1]
             finally:
                 os.close(fd)
         except OSError:
@@ -118,7 +118,7 @@ class Sightings:
         try:
             fd = os.open(scan.base + name, _FLAGS)
             try:
-                probe = probe_of(fd, stamp[2])
+                probe = _probe(fd, stamp[2])
                 if stamp_of(os.fstat(fd)) != stamp:
                     return False  # it changed since
             finally:
@@ -146,3 +146,7 @@ class Sightings:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(f"{digest_of(text)}\n{text}".encode("ascii"))
             part.replace(self.path)
+
+
+def _probe(fd: int, size: int) -> str:
+    return probe_of(size, lambda offset, length: os.pread(fd, length, offset))

@@ -184,10 +184,6 @@ class Writeback(Follower):
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "ckreg-writeback", step=WRITEBACK)
 
-    def advance(self, written: int) -> None:
-        if hasattr(os, "fdatasync"):  # macOS has none
-            super().advance(written)
-
     def _work(self, written: int) -> int:
         os.fdatasync(self._fd)
         return written

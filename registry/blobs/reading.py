@@ -55,15 +55,15 @@ STEP: Final = 16 << 20
 _PROBE: Final = 64 << 10
 
 
-def probe_of(fd: int, size: int) -> Digest:
+def probe_of(size: int, pread: Callable[[int, int], bytes]) -> Digest:
     """Return the digest of size, first and last 64 KiB: unequal ones prove unequal files.
 
-    Raises:
-        OSError: it can't be read.
+    Args:
+        pread: reads at an offset so many bytes; what it raises is raised.
     """
     edge = min(_PROBE, size)
-    head = os.pread(fd, edge, 0)
-    tail = head if edge == size else os.pread(fd, edge, size - edge)
+    head = pread(0, edge)
+    tail = head if edge == size else pread(size - edge, edge)
     # At once: small updates leave BLAKE3's lanes empty, and take twice as long.
     return digest_at_once(size.to_bytes(8, "little") + head + tail)
 
@@ -184,13 +184,8 @@ class FileBytes:
         return digest_in(found)
 
     def probe(self) -> Digest:
-        """Return the digest of size, first and last 64 KiB: unequal ones prove unequal files."""
-        found = hasher(0)
-        found.update(self.size.to_bytes(8, "little"))
-        edge = min(_PROBE, self.size)
-        found.update(self.pread(0, edge))
-        found.update(self.pread(self.size - edge, edge))
-        return digest_in(found)
+        """Return the digest of size, first and last 64 KiB; see `probe_of`."""
+        return probe_of(self.size, self.pread)
 
     def close(self) -> None:
         """Close the descriptor; mappings made before stay valid."""

@@ -104,7 +104,7 @@ class Staged:
             os.close(self.folder)
             raise
         self.path = place / self.name
-        self._hurry = hurry
+        self._hurry = hurry and hasattr(os, "fdatasync")  # macOS has none
         self._trail = Trail(self.fd)
         self._writeback = Writeback(self.fd)
 
@@ -273,7 +273,8 @@ class Staged:
                 raise ValueError("this staged file is closed")
             with self._final_failure():
                 self._drain()
-                if self.size >= _WORTH_A_THREAD:  # the medium works while others read it back
+                if self._hurry and self.size >= _WORTH_A_THREAD:
+                    # The medium works while others read the file back.
                     self._writeback.hurry()
             with translated("read back", self.path):
                 self._digest = self._trail.digest()
