@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from . import surroundings
 from .blobs import Blob, BlobStore, FileBytes, Staged
 from .blobs.ranges import build as build_index
 from .catalog import Added, Catalog, Draft
-from .containers import Contents
+from .containers import Contents, Description
+from .drafting import Given, Recorded, draft
 from .errors import BusyError, CkregError, warn
 from .postgres import Lost, Unreachable
-from .records import Checkpoint, File, RunRecord
-from .signature import Signature
+from .records import Checkpoint, File, Origin
 from .sqlite import disk_failed
 from .values import CheckpointId, Digest, canonical_json
 
@@ -58,20 +59,22 @@ def commit(
     catalog: Catalog,
     parts: Sequence[Part],
     *,
-    checkpoint: Checkpoint,
-    signatures: tuple[Signature, ...],
+    known: Given,
     contents: Contents,
-    run: RunRecord | None,
-    twin: bool,
-    actor: str | None,
+    description: Description,
+    origin: Origin,
+    record: Recorded | None,
+    from_name: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Publish the bytes, commit the row, write the record; return the checkpoint as recorded.
 
+    Of a push that is repeated the live twin is returned, not a new version. The checkpoint's id
+    decides whether a lost COMMIT went through.
+
     Args:
         parts: every file of the checkpoint.
-        checkpoint: with version 0; its id decides whether a lost COMMIT went through.
-        twin: return the live twin of a repeated push instead of a new version.
-        actor: who does it.
+        known, from_name: what is known of it; see `draft`.
+        contents, description, record: what its files say.
 
     Raises:
         Gone: bytes that were to be shared are not there any more.
@@ -79,6 +82,17 @@ def commit(
             saved is kept, and the hint finishes the work.
         CkregError: anything else; nothing is left behind.
     """
+    actor = surroundings.author()
+    checkpoint, signatures = draft(
+        known,
+        contents,
+        description,
+        origin=origin,
+        record=record,
+        files=tuple(part.file for part in parts),
+        author=actor,
+        from_name=from_name,
+    )
     ours = [b for p in parts if p.ours for b in (p.blob, p.index) if b]
     try:
         files = tuple(
@@ -87,10 +101,10 @@ def commit(
         added = catalog.add(
             Draft(
                 checkpoint=checkpoint,
-                run=run,
+                run=known.run,
                 signatures=signatures,
                 files=files,
-                twin=twin,
+                twin=origin == "push",
                 borrowed=frozenset(
                     b.name for p in parts if not p.ours for b in (p.blob, p.index) if b
                 ),
@@ -119,7 +133,7 @@ def commit(
             error.hint = _look_first(catalog, staged, checkpoint)
             raise
         if found is None:
-            _drop_unnamed(store, catalog, ours)
+            drop_unnamed(store, catalog, ours)
             raise
         # The COMMIT went through and its answer was lost; or it is visible and not on the medium.
         if not isinstance(error, Exception) or disk_failed(error):
@@ -193,7 +207,7 @@ def _committed(catalog: Catalog, id: CheckpointId) -> Checkpoint | None:
     return None
 
 
-def _drop_unnamed(store: BlobStore, catalog: Catalog, ours: Sequence[Blob]) -> None:
+def drop_unnamed(store: BlobStore, catalog: Catalog, ours: Sequence[Blob]) -> None:
     """Drop the blobs that no row names; where the database won't say, they stay for gc."""
     with suppress(CkregError):
         named = catalog.names_of(ours)

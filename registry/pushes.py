@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import incoming, surroundings
+from . import incoming
 from .blobs import Blob, BlobStore, FileBytes, Progress, SourceFile, Total
 from .catalog import Catalog, Gone
 from .commits import Part, commit
@@ -23,7 +23,6 @@ from .drafting import (
     Given,
     Recorded,
     completed,
-    draft,
     dropped,
     keyed,
     merge,
@@ -133,30 +132,20 @@ class _Push:
             ]
             stored = {part.name: part.stored for part in parts}
             found = examine(stored, self.path, self.given, self.named)
-            known, actor = found.known, surroundings.author()
+            known = found.known
             if self.run is not None:
                 of = named_run(self.catalog, str(known.model), known.dataset, self.run)
                 known = replace(known, run=of)
-            checkpoint, signatures = draft(
-                known,
-                found.contents,
-                found.description,
-                origin="push",
-                record=found.record,
-                files=tuple(part.file for part in parts),
-                author=actor,
-                from_name=found.from_name,
-            )
             checkpoint = commit(
                 self.store,
                 self.catalog,
                 parts,
-                checkpoint=checkpoint,
-                signatures=signatures,
+                known=known,
                 contents=found.contents,
-                run=known.run,
-                twin=True,
-                actor=actor,
+                description=found.description,
+                origin="push",
+                record=found.record,
+                from_name=found.from_name,
             )
         for remark in found.remarks:
             warn(remark)

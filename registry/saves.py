@@ -18,7 +18,7 @@ from .catalog import Catalog
 from .commits import Part, commit
 from .containers import describe
 from .containers import read as read_container
-from .drafting import Given, draft, recorded
+from .drafting import Given, recorded
 from .records import Checkpoint, RunRecord
 from .values import FORMAT, CheckpointId
 
@@ -101,7 +101,6 @@ class Prepared:
 
     tree: dict[str, Any]
     given: Given
-    run: RunRecord
     tags: Mapping[int, str]
     wait: Callable[[], None]
     together: Together | None = None
@@ -159,9 +158,9 @@ def prepare(job: Job, run: RunRecord, turn: Turn | Together, *, snapshot: bool) 
         record=_record(given, hardware.topology(live, ranks=tuple(places)).to_dict()),
     )
     if not snapshot:
-        return Prepared(tree, given, run, {}, lambda: None, together)
+        return Prepared(tree, given, {}, lambda: None, together)
     copied = copying.Snapshot(tree)
-    return Prepared(copied.tree, given, run, copied.tags, copied.wait, together)
+    return Prepared(copied.tree, given, copied.tags, copied.wait, together)
 
 
 def write(
@@ -171,36 +170,25 @@ def write(
     from .tensors import writing
 
     prepared.wait()
-    tree, run = prepared.tree, prepared.run
+    tree = prepared.tree
     given = replace(prepared.given, parent=parent)
     tree["ckreg"]["parent"] = parent
     if prepared.together is not None:
-        return sharded.write(store, catalog, prepared.together, tree, prepared.tags, given, run)
+        return sharded.write(store, catalog, prepared.together, tree, prepared.tags, given)
     with store.stage(expect_bytes=writing.size_bytes(tree)) as staged:
         writing.write(tree, staged, tags=prepared.tags)
         part = Part(FILE_NAME, staged.finish(), staged.source(), staged)
         contents = read_container(part.stored, given.model or FILE_NAME)
         description = describe(contents, part.stored)
-        actor = surroundings.author()
-        checkpoint, signatures = draft(
-            given,
-            contents,
-            description,
-            origin="save",
-            record=recorded(description.record),
-            files=(part.file,),
-            author=actor,
-        )
         return commit(
             store,
             catalog,
             [part],
-            checkpoint=checkpoint,
-            signatures=signatures,
+            known=given,
             contents=contents,
-            run=run,
-            twin=False,
-            actor=actor,
+            description=description,
+            origin="save",
+            record=recorded(description.record),
         )
 
 

@@ -8,19 +8,18 @@ what is theirs. Once rank 0 has all it alone decides. Imports .tensors only insi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from . import surroundings
 from .blobs import Blob, BlobFile, BlobStore, Index
 from .blobs.ranges import build as build_index
 from .catalog import Catalog
-from .commits import Part, commit
+from .commits import Part, commit, drop_unnamed
 from .containers import describe, read_folder, stream_storages
-from .drafting import Given, draft, recorded
-from .errors import CkregError, RefusedLoadError
+from .drafting import Given, recorded
+from .errors import RefusedLoadError
 from .postgres import Lost
-from .records import Checkpoint, RunRecord
+from .records import Checkpoint
 from .values import digest_of
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def write(
     tree: Mapping[str, Any],
     tags: Mapping[int, str],
     given: Given,
-    run: RunRecord,
 ) -> Checkpoint:
     """Write this rank's file, and commit it with all others; see `Registry.save`.
 
@@ -91,11 +89,11 @@ def write(
                 if one is not None
             }
             try:
-                made = _commit(store, catalog, leaves, streams, blobs, given, run)
+                made = _commit(store, catalog, leaves, streams, blobs, given)
             except Lost:  # the row may be there still, and names them
                 raise
             except BaseException:
-                drop(store, [blob for pair in blobs.values() for blob in pair], catalog)
+                drop_unnamed(store, catalog, [blob for pair in blobs.values() for blob in pair])
                 raise
             return made.to_dict()
 
@@ -104,17 +102,8 @@ def write(
             return Checkpoint.from_dict(together.round(publish, lead))
         except BaseException:
             if together.void or not together.told:
-                drop(store, own, catalog)
+                drop_unnamed(store, catalog, own)
             raise
-
-
-def drop(store: BlobStore, blobs: Sequence[Blob], catalog: Catalog) -> None:
-    """Drop blobs that no row names; where the database won't say, they stay for gc."""
-    with suppress(CkregError):
-        named = catalog.names_of(blobs)
-        for blob in blobs:
-            if blob.name not in named:
-                store.drop(blob)
 
 
 def _opened(store: BlobStore, blob: Blob, index: Blob) -> BlobFile:
@@ -137,7 +126,6 @@ def _commit(
     streams: Sequence[Sequence[Any]],
     blobs: Mapping[str, tuple[Blob, Blob]],
     given: Given,
-    run: RunRecord,
 ) -> Checkpoint:
     """Write the folder's index, read the folder as anybody would, and commit it."""
     from .tensors import distcp
@@ -156,24 +144,13 @@ def _commit(
         files = {part.name: part.stored for part in parts}
         contents = read_folder(files, given.model or "the save")
         description = describe(contents, files)
-        actor = surroundings.author()
-        checkpoint, signatures = draft(
-            given,
-            contents,
-            description,
-            origin="save",
-            record=recorded(description.record),
-            files=tuple(part.file for part in parts),
-            author=actor,
-        )
         return commit(
             store,
             catalog,
             parts,
-            checkpoint=checkpoint,
-            signatures=signatures,
+            known=given,
             contents=contents,
-            run=run,
-            twin=False,
-            actor=actor,
+            description=description,
+            origin="save",
+            record=recorded(description.record),
         )
