@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .formatting import clock, count, listed, number, pad, size, visible, width
 from .records import Checkpoint
 from .signature import Signature
-from .topology import Device, Topology
+from .topology import Device, Mesh, Topology
 
 if TYPE_CHECKING:
     from .blobs import Blob, StoredFile
@@ -71,13 +71,18 @@ def _known(*rows: tuple[str, object]) -> tuple[Row, ...]:
 
 
 def checkpoint(
-    ckpt: Checkpoint, signature: Signature | None = None, *, parent: str | None = None
+    ckpt: Checkpoint,
+    signature: Signature | None = None,
+    *,
+    parent: str | None = None,
+    children: Sequence[str] = (),
 ) -> Page:
     """Return everything that is recorded of a checkpoint.
 
     Args:
         signature: of its canonical keys, to show examples of.
         parent: the ref of the checkpoint that it continues.
+        children: the refs of those that continue it.
     """
     return Page(
         ckpt.ref,
@@ -87,7 +92,7 @@ def checkpoint(
             ("saved on", _topology(ckpt.topology, ckpt.provenance.topology)),
             ("keys", _keys(ckpt, _examples(ckpt, signature))),
             ("file" if len(ckpt.files) == 1 else "files", _files(ckpt)),
-            ("lineage", _lineage(ckpt, parent)),
+            ("lineage", _lineage(ckpt, parent, children)),
         ),
     )
 
@@ -339,35 +344,18 @@ def _more(amount: int, noun: str) -> tuple[Row, ...]:
 
 
 def _topology(topology: Topology, source: str) -> tuple[Row, ...]:
-    how = _STRATEGIES.get(topology.strategy or "", topology.strategy)
-    processes = topology.world_size and (
-        count(topology.world_size, "process", "processes")
-        + (f", rank {topology.rank} wrote" if topology.rank is not None else "")
-        + (f", {topology.backend}" if topology.backend else "")
-    )
-    trained = topology.device_count and (
-        f"{topology.device_count} x {topology.device_type or 'device'}"
-    )
-    versions = [
-        f"{name} {version}"
-        for name, version in (
-            ("torch", topology.torch_version),
-            ("CUDA", topology.cuda_version),
-            ("Python", topology.python_version),
-        )
-        if version
-    ]
-    tags = listed(
-        (f"{count(n, 'storage')} tagged {tag}" for tag, n in sorted(topology.storage_tags.items())),
-        8,
-    )
+    hosts = list(topology.hosts().items())
     return (
         ("source", "recorded" if source == "recorded" else f"{source}: the file doesn't say"),
         *_known(
-            ("strategy", how),
-            ("processes", processes),
-            ("trained on", trained),
+            ("strategy", strategy(topology)),
+            ("processes", processes(topology)),
+            ("trained on", trained_on(topology)),
         ),
+        *(("mesh", mesh(one)) for one in topology.meshes[:_MOST]),
+        *_known(("placed", placed(topology))),
+        *((host, _ranks(ranks)) for host, ranks in hosts[:_MOST]),
+        *_more(len(hosts), "host"),
         *((f"{d.type}:{d.index}", _device(d)) for d in topology.devices[:_MOST]),
         *_more(len(topology.devices), "device"),
         *(
@@ -375,8 +363,65 @@ def _topology(topology: Topology, source: str) -> tuple[Row, ...]:
             if topology.visible_devices is None
             else (("visible", f"CUDA_VISIBLE_DEVICES={topology.visible_devices!r}"),)
         ),
-        *_known(("versions", ", ".join(versions)), ("in the file", tags)),
+        *_known(("versions", versions(topology)), ("in the file", tags(topology))),
     )
+
+
+def strategy(topology: Topology) -> str | None:
+    """Return how a model was spread, in PyTorch's word for it."""
+    return _STRATEGIES.get(topology.strategy or "", topology.strategy)
+
+
+def processes(topology: Topology) -> str | None:
+    """Return how many processes there were, which of them wrote, and what joined them."""
+    if not topology.world_size:
+        return None
+    wrote = f", rank {topology.rank} wrote" if topology.rank is not None else ""
+    backend = f", {topology.backend}" if topology.backend else ""
+    return f"{count(topology.world_size, 'process', 'processes')}{wrote}{backend}"
+
+
+def trained_on(topology: Topology) -> str | None:
+    """Return how many devices of which type trained, over all processes."""
+    if not topology.device_count:
+        return None
+    return f"{topology.device_count} x {topology.device_type or 'device'}"
+
+
+def mesh(of: Mesh) -> str:
+    """Return a grid of devices: its sizes, and its axes' names if given."""
+    names = f" ({', '.join(of.names)})" if of.names else ""
+    return f"{' x '.join(map(str, of.shape))}{names}"
+
+
+def placed(topology: Topology) -> str | None:
+    """Return how many tensors of a sharded net lay how."""
+    by_amount = sorted(topology.placements.items(), key=lambda item: (-item[1], item[0]))
+    return listed((f"{count(n, 'tensor')} {how}" for how, n in by_amount), 8) or None
+
+
+def versions(topology: Topology) -> str:
+    """Return the versions of what it ran on."""
+    return ", ".join(
+        f"{name} {version}"
+        for name, version in (
+            ("torch", topology.torch_version),
+            ("CUDA", topology.cuda_version),
+            ("Python", topology.python_version),
+        )
+        if version
+    )
+
+
+def tags(topology: Topology) -> str:
+    """Return how many storages of the file carry which device's tag."""
+    found = sorted(topology.storage_tags.items())
+    return listed((f"{count(n, 'storage')} tagged {tag}" for tag, n in found), 8)
+
+
+def _ranks(ranks: Sequence[tuple[int, str]]) -> str:
+    """Return a host's ranks, each with its devices."""
+    return listed((f"rank {rank} {devices}".rstrip() for rank, devices in ranks), 8)
 
 
 def _device(device: Device) -> str:
@@ -432,5 +477,8 @@ def _files(ckpt: Checkpoint) -> tuple[Row, ...]:
     )
 
 
-def _lineage(ckpt: Checkpoint, parent: str | None) -> tuple[Row, ...]:
-    return _known(("continues", parent or ckpt.parent))
+def _lineage(ckpt: Checkpoint, parent: str | None, children: Sequence[str]) -> tuple[Row, ...]:
+    return _known(
+        ("continues", parent or ckpt.parent),
+        ("continued by", listed(children, _MOST) if children else None),
+    )

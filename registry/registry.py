@@ -707,16 +707,40 @@ class Registry:
 
     # --- asking ------------------------------------------------------------------------------
 
-    def get(self, ref: Ref, *, dataset: str | None = None) -> Checkpoint:
+    def get(
+        self, ref: Ref, *, dataset: str | None = None, include_removed: bool = False
+    ) -> Checkpoint:
         """Return the checkpoint that a ref names: `resnet50`, `resnet50@v3`, `resnet50@best`, an
         id.
+
+        Args:
+            include_removed: return a removed one too, where a version, an epoch or an id names it.
 
         Raises:
             NotFoundError: none; near names are in the hint.
             AmbiguousError: several; they are listed.
             ValueError: it is no ref.
         """
-        return self._resolve(ref, dataset)
+        return self._resolve(ref, dataset, include_removed=include_removed)
+
+    def ancestors(self, ref: Ref, *, limit: int = 10) -> list[Checkpoint]:
+        """Return what a checkpoint continues, its parent first, as far as it is in this registry;
+        removed ones too.
+
+        Raises:
+            NotFoundError, AmbiguousError: as get.
+        """
+        id = self._resolve(ref, include_removed=True).id
+        return self._catalog().ancestors(id, limit=limit)
+
+    def children(self, ref: Ref, *, limit: int = 10) -> list[Checkpoint]:
+        """Return what continues a checkpoint, the oldest first; removed ones too.
+
+        Raises:
+            NotFoundError, AmbiguousError: as get.
+        """
+        id = self._resolve(ref, include_removed=True).id
+        return self._catalog().children(id, limit=limit)
 
     def best(
         self,

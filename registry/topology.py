@@ -111,7 +111,7 @@ class Topology:
                 f"{tags[0]} tags" if len(tags) == 1 else f"{len(tags)} device tags" if tags else "-"
             )
         names = {
-            _short_device(d.name) for d in self.devices if d.type == self.device_type and d.name
+            short_device(d.name) for d in self.devices if d.type == self.device_type and d.name
         }
         what = (
             names.pop() if len(names) == 1 and self.device_type != "cpu" else self.device_type or ""
@@ -119,6 +119,19 @@ class Topology:
         many = f"{self.device_count} x " if (self.device_count or 1) > 1 else ""
         how = self.strategy if self.strategy not in (None, "single") else ""
         return f"{many}{what} {how}".strip()
+
+    def hosts(self) -> dict[str, list[tuple[int, str]]]:
+        """Return the ranks by host, as they were recorded: (rank, its devices).
+
+        Example:
+            >>> Topology(ranks=("node1 cuda:0", "node1 cuda:1", "node2 cuda:0")).hosts()
+            {'node1': [(0, 'cuda:0'), (1, 'cuda:1')], 'node2': [(2, 'cuda:0')]}
+        """
+        found: dict[str, list[tuple[int, str]]] = {}
+        for rank, place in enumerate(self.ranks):
+            host, _, devices = place.partition(" ")
+            found.setdefault(host, []).append((rank, devices))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -171,8 +184,13 @@ class Topology:
         return cls(**known)
 
 
-def _short_device(name: str | None) -> str:
-    """Shorten a driver's name: `NVIDIA A100-SXM4-80GB` to `A100`."""
+def short_device(name: str | None) -> str:
+    """Return a driver's name, shortened.
+
+    Example:
+        >>> short_device("NVIDIA A100-SXM4-80GB"), short_device(None)
+        ('A100', '')
+    """
     text = re.sub(r"^(NVIDIA|AMD|Intel\(R\)|Apple)\s+", "", name or "")
     text = re.sub(r"^(GeForce|Instinct|Radeon|Tesla)\s+", "", text)
     return re.sub(r"[- ](SXM\d?|PCIe?|HBM\d?e?|NVL|OAM|\d+ ?GB).*$", "", text)

@@ -938,6 +938,36 @@ def test_a_column_of_text_that_is_no_text_is_damage(path: Path | str) -> None:
         catalog.by_id(one.id)
 
 
+# --- kin ------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_knows_what_it_continues_and_what_continues_it(catalog: Catalog) -> None:
+    chain = [add(catalog, parent="f" * 32)]  # which another registry has
+    for _ in range(4):
+        chain.append(add(catalog, parent=chain[-1].id))
+    fork = add(catalog, "fork", parent=chain[1].id)
+    catalog.remove(chain[2].id)
+
+    def refs_of(found: list[Checkpoint]) -> list[str]:
+        return [c.ref for c in found]
+
+    assert refs_of(catalog.ancestors(chain[4].id, limit=10)) == refs_of(chain[3::-1])
+    assert refs_of(catalog.ancestors(chain[4].id, limit=2)) == refs_of(chain[3:1:-1])
+    assert catalog.ancestors(chain[0].id, limit=10) == []
+    children = catalog.children(chain[1].id, limit=10)
+    assert refs_of(children) == refs_of([chain[2], fork])
+    assert [c.removed_at is None for c in children] == [False, True]
+    assert refs_of(catalog.children(chain[1].id, limit=1)) == refs_of(chain[2:3])
+    assert catalog.children(chain[4].id, limit=10) == []
+
+
+def test_a_ring_of_parents_ends(catalog: Catalog) -> None:
+    ids = ["a" * 32, "b" * 32, "c" * 32]
+    for at, id in enumerate(ids):
+        add(catalog, id=CheckpointId(id), parent=CheckpointId(ids[at - 1]))
+    assert [c.id for c in catalog.ancestors(ids[0], limit=50)] == [ids[2], ids[1], ids[0]]
+
+
 # --- speed ----------------------------------------------------------------------------------------
 
 
@@ -956,11 +986,13 @@ def test_best_latest_ids_and_new_lists_are_index_look_ups(
         "epoch": lambda: get(catalog, "resnet50@epoch=199", dataset="cifar10"),
         "models": lambda: catalog.models(),
         "probe": lambda: catalog.has_probe("x"),
+        "ancestors": lambda: catalog.ancestors("0" * 32, limit=10),
+        "children": lambda: catalog.children("0" * 32, limit=10),
     }
     for name, ask in asked.items():
         steps = explain(path, lambda ask=ask: _quietly(ask))
         for step in steps:
-            small = re.search(r"SCAN (ckreg_version|models|CONSTANT ROW|anon_)", step)
+            small = re.search(r"SCAN (ckreg_version|models|CONSTANT ROW|anon_|steps$)", step)
             in_order = step.startswith("SCAN checkpoints USING INDEX ix_checkpoints_newest")
             assert small or in_order or not step.startswith("SCAN"), f"{name}: {step}"
             assert step != "USE TEMP B-TREE FOR ORDER BY", f"{name}: {steps}"

@@ -189,6 +189,9 @@ def test_what_was_removed_is_restored_and_what_gc_took_is_not(
 ) -> None:
     gone, kept = reg.push(file_of(tmp_path, 1)), reg.push(file_of(tmp_path, 2))
     reg.remove(gone)
+    with pytest.raises(NotFoundError, match="was removed"):
+        reg.get(gone.ref)
+    assert reg.get(gone.ref, include_removed=True).removed_at is not None
     assert not reg.gc()  # within the grace
     reg.restore(gone)
     reg.load(gone, into=(into := seeded(3)))

@@ -15,7 +15,7 @@ from registry.formatting import visible
 from registry.output import Form, Output, Progress
 from registry.records import Checkpoint, File, Model, Provenance
 from registry.signature import KeyStyle, Signature, TensorSpec
-from registry.topology import Device, Topology
+from registry.topology import Device, Mesh, Topology
 from registry.values import CheckpointId, Digest, FrozenMap, now
 
 
@@ -231,6 +231,36 @@ def test_a_page_shows_devices_keys_and_where_each_fact_is_from() -> None:
         "plain data: nothing in it asks for code",
     ):
         assert words in page
+
+
+def test_a_page_of_a_sharded_net_shows_its_mesh_its_placements_and_its_ranks() -> None:
+    topology = Topology(
+        strategy="hsdp",
+        world_size=10,
+        meshes=(Mesh((2, 5), ("replicate", "shard")),),
+        placements=FrozenMap({"whole": 3, "Replicate, Shard(0)": 12}),
+        ranks=tuple(f"node{r // 5} cuda:{r % 5}" for r in range(10)),
+    )
+    page = pages.checkpoint(checkpoint(1, topology=topology)).render()
+    for words in (
+        "mesh            2 x 5 (replicate, shard)",
+        "placed          12 tensors Replicate, Shard(0), 3 tensors whole",
+        "node1           rank 5 cuda:0, rank 6 cuda:1,",
+    ):
+        assert words in page
+
+
+def test_a_page_of_very_many_ranks_stays_a_page() -> None:
+    ranks = tuple(f"node{r // 8} cuda:{r % 8}" for r in range(10_000))
+    page = pages.checkpoint(checkpoint(1, topology=Topology(ranks=ranks))).render()
+    assert "and 1,238 hosts more" in page
+    assert len(page) < 5_000
+
+
+def test_a_page_shows_what_continues_it() -> None:
+    page = pages.checkpoint(checkpoint(1), children=[f"net@v{n}" for n in range(2, 16)]).render()
+    assert "continued by    net@v2, net@v3," in page
+    assert "and 2 more" in page
 
 
 def test_a_page_of_an_unknown_topology_claims_nothing() -> None:

@@ -2,7 +2,8 @@
 
 `Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc, `Inventory`
 and `Arrivals` are those of copies. Beside them `rows` (records and rows), `lookup` (refs and what
-to say when nothing answers), `ranking` (best, latest), `finding` (lists), `filters` (where to SQL),
+to say when nothing answers), `ranking` (best, latest), `kin`
+(parents and children), `finding` (lists), `filters` (where to SQL),
 `adding` and `changing` (writes), `collecting` (gc), `moving` (copies). Only here is SQL spoken; it
 fits SQLite and PostgreSQL, and what is SQLite's own comes from registry/sqlite.py. Knows no files
 and no torch.

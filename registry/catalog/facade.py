@@ -15,7 +15,7 @@ from ..signature import Signature
 from ..tables import blobs, checkpoints, files, models, runs, settings, signatures
 from ..values import Digest
 from ..where import Expression
-from . import finding, lookup, naming, ranking
+from . import finding, kin, lookup, naming, ranking
 from .finding import Alone, Page, Query
 from .rows import fetch, moment, run_of
 from .scopes import ANY, Dataset, datasets
@@ -115,6 +115,18 @@ class Catalog:
         """
         with self._database.read() as connection:
             return ranking.latest(connection, model, dataset=dataset, run=run)
+
+    def ancestors(self, id: str, *, limit: int) -> list[Checkpoint]:
+        """Return what a checkpoint continues, its parent first, as far as it is here; removed ones
+        too.
+        """
+        with self._database.read() as connection:
+            return kin.ancestors(connection, id, limit)
+
+    def children(self, id: str, *, limit: int) -> list[Checkpoint]:
+        """Return what continues a checkpoint, the oldest first; removed ones too."""
+        with self._database.read() as connection:
+            return kin.children(connection, id, limit)
 
     # --- many --------------------------------------------------------------------------------
 

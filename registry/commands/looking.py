@@ -164,7 +164,12 @@ def show(session: Session, ref: str, *, dataset: str | None) -> None:
     """
     with session.open() as reg:
         ckpt = reg.get(ref, dataset=dataset)
-        page = pages.checkpoint(ckpt, reg.signature(ckpt), parent=_parent(reg, ckpt))
+        page = pages.checkpoint(
+            ckpt,
+            reg.signature(ckpt),
+            parent=_parent(reg, ckpt),
+            children=[f"{c.ref} (removed)" if c.removed_at else c.ref for c in reg.children(ckpt)],
+        )
     session.out.page(page, ckpt.to_dict())
 
 
