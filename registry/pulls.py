@@ -45,11 +45,11 @@ class Adaptation:
 
 def adaptation(
     *,
-    device: str | None,
-    keys: str | None,
-    weights: str | None,
-    only: str | None,
-    format: str | None,
+    device: str | None = None,
+    keys: str | None = None,
+    weights: str | None = None,
+    only: str | None = None,
+    format: str | None = None,
 ) -> Adaptation:
     """Return what a caller asks for, checked.
 

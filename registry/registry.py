@@ -577,6 +577,7 @@ class Registry:
         device: str | torch.device | None = None,
         dataset: str | None = None,
         keys: str | None = None,
+        wrapped: str | None = None,
         weights: Literal["live", "ema"] | None = None,
         cast: Literal["widen", "narrow"] | None = None,
         allow: Sequence[str] = (),
@@ -587,17 +588,27 @@ class Registry:
 
         Without `into`, the device is taken as said: a login node may plan for a GPU that it lacks.
 
+        Args:
+            wrapped: without `into`: how the net is wrapped that the weights are for: "plain",
+                "recorded", or a style: "module.".
+
         Raises:
             NotFoundError, AmbiguousError, RefusedLoadError, DamagedError: as load.
+            ValueError: a word is none of those that are known.
         """
-        from . import loads
+        from . import loads, pulls
         from .opening import opened
 
+        if wrapped is not None and into is not None:
+            raise ValueError(
+                f"the net itself says how it is wrapped: leave wrapped={wrapped!r} out"
+            )
+        adapt = pulls.adaptation(keys=wrapped)
         checkpoint = self._resolve(ref, dataset)
         store, catalog = self._parts()
         want = loads.wanted(
             device=None if device is None else str(device), keys=keys, weights=weights, cast=cast,
-            allow=allow, trust=trust, rng=rng,
+            out_keys=pulls.out_keys(checkpoint, adapt), allow=allow, trust=trust, rng=rng,
         )  # fmt: skip
         with opened(store, catalog, checkpoint, verify=True) as file:
             return loads.plan(

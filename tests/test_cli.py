@@ -389,6 +389,18 @@ def test_plan_is_words_and_json(ask: Ask, file: Any) -> None:
     assert ask("plan", "net", "--device", "cuda:7", "--json").json["map_location"] == "cuda:7"
 
 
+def test_plan_for_a_wrapped_net_names_its_keys(ask: Ask, file: Any) -> None:
+    ask("push", file(), "--keys", "")
+    moves = ask("plan", "net@v1", "--wrapped", "module.", "--json").json["moves"]
+    assert [m["key"] for m in moves] == [f"module.{m['canonical']}" for m in moves] != []
+    plain = ask("plan", "net@v1", "--wrapped", "plain", "--json").json
+    assert plain["renames"] == {}
+    assert "'module.'" in ask("plan", "net@v1", "--wrapped", "module.").out
+    wrong = ask("plan", "net@v1", "--wrapped", "ddp")
+    assert wrong.code == 2
+    assert "no key style" in wrong.err
+
+
 # --- pull -----------------------------------------------------------------------------------------
 
 

@@ -188,6 +188,7 @@ def _parent(reg: Registry, ckpt: Checkpoint) -> str | None:
 @dataset_option
 @click.option("--device", metavar="NAME", help="Where to, e.g. cpu or cuda:1; need not be here.")
 @click.option("--keys", metavar="STYLE", help="How the file's keys are wrapped, if it can't say.")
+@click.option("--wrapped", metavar="STYLE", help="How the net is wrapped, e.g. 'module.' for DDP.")
 @click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
 @answers
 def plan(
@@ -197,6 +198,7 @@ def plan(
     dataset: str | None,
     device: str | None,
     keys: str | None,
+    wrapped: str | None,
     weights: Literal["live", "ema"] | None,
 ) -> None:
     """Show how a load would go, why, and the same by hand in Python.
@@ -206,7 +208,9 @@ def plan(
       ckreg plan resnet50@best --device cpu
     """
     with session.open() as reg:
-        made = reg.plan(ref, dataset=dataset, device=device, keys=keys, weights=weights)
+        made = reg.plan(
+            ref, dataset=dataset, device=device, keys=keys, wrapped=wrapped, weights=weights
+        )
     session.out.text(str(made), made.to_dict(), made.ref)
 
 

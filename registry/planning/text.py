@@ -24,22 +24,9 @@ _MOST_CODE_LINES = 8
 def plan_text(plan: LoadPlan) -> str:
     """Return the plan as lines that a person reads, each choice with its reason."""
     lines = [f"load {plan.ref} into " + ("the net" if plan.into_target else "a new state dict")]
-    add = _Lines(lines)
-    add("reader", f"{plan.reader}; no code of the file runs")
-    add("saved on", f"{plan.topology.short()} ({plan.provenance.topology})")
-    add("map_location", f"{plan.map_location!r}: {plan.device_reason}")
-    add("keys", _keys(plan))
-    add("weights", _weights(plan))
-    add("memory", _memory(plan))
-    add("dtype", _dtype(plan))
-    add("restored", _restored(plan))
-    for label, notes in (("ignored", plan.ignored), ("kept", plan.kept)):
-        for note in _grouped((n.what, n.reason) for n in notes):
-            add(label, note)
-    for warning in plan.warnings:
-        add("warning", warning)
-    for advice in plan.advice:
-        add("advice", advice)
+    for label, text in plan_rows(plan):
+        parts = textwrap.wrap(text, 86, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {label if not i else '':<{_WIDTH}}{part}" for i, part in enumerate(parts)]
     code = plan.python.splitlines()
     lines.append("  by hand:")
     lines += [f"    {_cut(line)}" for line in code[:_MOST_CODE_LINES]]
@@ -48,15 +35,22 @@ def plan_text(plan: LoadPlan) -> str:
     return "\n".join(lines)
 
 
-class _Lines:
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def __call__(self, label: str, text: str) -> None:
-        parts = textwrap.wrap(text, 86, break_long_words=False, break_on_hyphens=False)
-        self._lines += [
-            f"  {label if not i else '':<{_WIDTH}}{part}" for i, part in enumerate(parts)
-        ]
+def plan_rows(plan: LoadPlan) -> list[tuple[str, str]]:
+    """Return what the plan decides, each choice with its reason: (what, how and why)."""
+    return [
+        ("reader", f"{plan.reader}; no code of the file runs"),
+        ("saved on", f"{plan.topology.short()} ({plan.provenance.topology})"),
+        ("map_location", f"{plan.map_location!r}: {plan.device_reason}"),
+        ("keys", _keys(plan)),
+        ("weights", _weights(plan)),
+        ("memory", _memory(plan)),
+        ("dtype", _dtype(plan)),
+        ("restored", _restored(plan)),
+        *(("ignored", note) for note in _grouped((n.what, n.reason) for n in plan.ignored)),
+        *(("kept", note) for note in _grouped((n.what, n.reason) for n in plan.kept)),
+        *(("warning", warning) for warning in plan.warnings),
+        *(("advice", advice) for advice in plan.advice),
+    ]
 
 
 def _keys(plan: LoadPlan) -> str:
