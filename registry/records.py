@@ -321,7 +321,7 @@ class Checkpoint:
 
     @property
     def ref(self) -> str:
-        """The short handle: `resnet50@v3`."""
+        """The short handle, `resnet50@v3`."""
         return f"{self.model}@v{self.version}"
 
     @property
