@@ -43,6 +43,7 @@ EXIT_CODES: Final = {
     11: "no space: the disk or the quota is full",
     12: "remote: a server or another rank is unreachable, or refused",
     13: "read-only, or no permission",
+    20: "a condition held: that of compare --fail-if",
     130: "interrupted",
     143: "terminated",
 }

@@ -81,6 +81,16 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
+def change(value: float | None) -> str:
+    """Return a difference of metrics in a few digits, with its sign; `-` for none.
+
+    Example:
+        >>> [change(v) for v in (0.012, -3.5, 0.0, None)]
+        ['+0.0120', '-3.50', '0.0000', '-']
+    """
+    return f"+{number(value)}" if value is not None and value > 0 else number(value)
+
+
 def size(size_bytes: int) -> str:
     """Return a size in decimal units.
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
-from .formatting import age, count, cut, field, flat, number, pad, size, visible, width
+from .formatting import age, change, count, cut, field, flat, number, pad, size, visible, width
 from .pages import Page
 from .records import Checkpoint, Model
 from .values import FORMAT, time_text
 from .where import COLUMNS as SORTS
 
 if TYPE_CHECKING:
+    from .comparing import Comparison
     from .drafting import Given
     from .importing import ImportedFile, ImportResult
     from .schema import Upgrade
@@ -131,6 +132,13 @@ IMPORTED_COLUMNS: Final = (
     Column("STEP", _guessed("step"), _guessed("step"), right=True),
     Column("METRICS", lambda f: _metrics(f) or "-", _metrics, gives=True),
     Column("SIZE", lambda f: size(f.size_bytes), lambda f: f.size_bytes, right=True),
+)
+
+COMPARED_COLUMNS: Final = (
+    Column("METRIC", lambda c: c.name, lambda c: c.name, gives=True),
+    Column("NEW", lambda c: number(c.new), lambda c: c.new, right=True),
+    Column("BASE", lambda c: number(c.base), lambda c: c.base, right=True),
+    Column("CHANGE", lambda c: change(c.change), lambda c: c.change, right=True),
 )
 
 FINDING_COLUMNS: Final = (
@@ -292,6 +300,17 @@ class Output:
             self.note(f"{page.title}  {page.summary}")
         else:
             self.page(page, found.to_dict())
+
+    def comparison(self, found: Comparison) -> None:
+        """Print two checkpoints' metrics side by side, and on stderr which they are."""
+        if self._form == "json":
+            self._stdout.write(_json(found.to_dict(), indent=2) + "\n")
+            return
+        self._rows(found.metrics, COMPARED_COLUMNS, lambda c: c.name)
+        self.note(f"new: {found.new.ref}  base: {found.base.ref}")
+        if found.condition is not None:
+            says = "holds" if found.holds else "does not hold"
+            self.note(f"{found.condition}: {says} ({found.meaning})")
 
     def path(self, path: Path | str, facts: Mapping[str, object] | None = None) -> None:
         """Print a path, whole: it is there to be pasted or piped."""

@@ -21,7 +21,7 @@ LAYERS = (
     "pending",
     "refs where keys containers blobs surroundings location mounts formatting",
     "locks",
-    "planning drafting diffing",
+    "planning drafting diffing comparing",
     "carrying filenames",
     "walking",
     "sightings",

@@ -20,6 +20,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "show": ("looking.show", "Show everything that is recorded of a checkpoint."),
     "plan": ("looking.plan", "Show how a load would go, why, and the same by hand in Python."),
     "diff": ("looking.diff", "Show how B differs from A: facts, keys, and numbers by module."),
+    "compare": ("looking.compare", "Compare the metrics of NEW with those of BASE."),
     "record": ("marking.record", "Add metrics to a checkpoint; a recorded one never changes."),
     "monitor": ("marking.monitor", "Set what best means for a model; acc and max until then."),
     "tag": ("marking.tag", "Put tags on a checkpoint, or take them off."),

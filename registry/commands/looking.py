@@ -1,4 +1,4 @@
-"""Commands that only read: list, models, best, show, plan, diff."""
+"""Commands that only read: list, models, best, show, plan, diff, compare."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from .session import (
 
 if TYPE_CHECKING:
     from ..registry import Registry
+
+_HELD = 20
 
 MODEL = click.argument("model", metavar="MODEL", shell_complete=complete_model)
 RUN = click.option("--run", metavar="NAME", help="Of this training job.")
@@ -231,3 +233,35 @@ def diff(session: Session, a: str, b: str) -> None:
     with session.open() as reg, out.progress(f"diff {a} {b}") as progress:
         found = reg.diff(a, b, progress=progress)
     out.text(str(found), found.to_dict(), found.b.ref)
+
+
+@click.command()
+@click.argument("new", metavar="NEW", shell_complete=complete_ref)
+@click.argument("base", metavar="BASE", shell_complete=complete_ref)
+@click.option(
+    "--fail-if", "condition", metavar="EXPR", help="Exit with 20 if it holds: 'acc < base.acc'."
+)
+@json_option
+@registry_option
+@takes_session
+@click.pass_context
+def compare(
+    context: click.Context, session: Session, new: str, base: str, *, condition: str | None
+) -> None:
+    """Compare the metrics of NEW with those of BASE.
+
+    With --fail-if it is a gate: exits with 20 when the condition holds, and with 3 when one of the
+    two lacks what the condition speaks of. `base.FIELD` is a value of BASE; a number may be added,
+    taken off or multiplied: 'acc < base.acc - 0.005'.
+
+    \b
+    Example:
+      ckreg compare resnet50@best resnet50@release --fail-if 'acc < base.acc'
+    """
+    from ..comparing import compare
+
+    with session.open() as reg:
+        found = compare(reg.get(new), reg.get(base), condition)
+    session.out.comparison(found)
+    if found.holds:
+        context.exit(_HELD)

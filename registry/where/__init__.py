@@ -1,8 +1,8 @@
 """The language of `where`: `acc > 0.9 and (dataset == "cifar10" or tags == "good")`.
 
 `expressions` is the syntax tree and its meaning in words, `parsing` makes it from text,
-`evaluating` is the meaning in plain Python. The catalog compiles the same tree to SQL; a test holds
-the two equal. Knows records, and nothing of SQL.
+`evaluating` is the meaning in plain Python, `gates` a condition on two checkpoints. The catalog
+compiles the same tree to SQL; a test holds the two equal. Knows records, and nothing of SQL.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from .expressions import (
 
 if TYPE_CHECKING:
     from .evaluating import evaluate
+    from .gates import gate
     from .parsing import parse
 
 __all__ = [
     "parse",
     "evaluate",
+    "gate",
     "Expression",
     "And",
     "Or",
@@ -54,7 +56,7 @@ __all__ = [
     "Operator",
 ]
 
-_HOMES: Final = {"evaluate": "evaluating", "parse": "parsing"}
+_HOMES: Final = {"evaluate": "evaluating", "gate": "gates", "parse": "parsing"}
 
 
 def __getattr__(name: str) -> Any:

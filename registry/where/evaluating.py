@@ -89,15 +89,15 @@ def evaluate(expression: Expression, checkpoint: Checkpoint) -> bool:
         case Like(Labels() as field, _, negated):
             return any(matches(expression, s) for s in _labels(field, checkpoint)) is not negated
         case Compare(field, op, None):
-            return (_value(field, checkpoint) is None) is (op == "==")
+            return (value_of(field, checkpoint) is None) is (op == "==")
         case Compare(field, op, value):
-            found = _value(field, checkpoint)
+            found = value_of(field, checkpoint)
             return _comparable(found, value) and _OPERATORS[op](found, value)
         case In(field, values, negated):
-            found = _value(field, checkpoint)
+            found = value_of(field, checkpoint)
             return _comparable(found, values[0]) and (found in values) is not negated
         case Like(field, _, negated):
-            found = _value(field, checkpoint)
+            found = value_of(field, checkpoint)
             return isinstance(found, str) and matches(expression, found) is not negated
 
 
@@ -127,7 +127,8 @@ def _labels(field: Labels, checkpoint: Checkpoint) -> tuple[str, ...]:
     return checkpoint.tags if field.name == "tags" else checkpoint.aliases
 
 
-def _value(field: Field, checkpoint: Checkpoint) -> Any:
+def value_of(field: Field, checkpoint: Checkpoint) -> Any:
+    """Return what a field that is no set holds, None where it is absent."""
     match field:
         case Column(name):
             return _COLUMNS[name](checkpoint)

@@ -31,7 +31,8 @@ _TOKEN: Final = re.compile(
     | (?P<name>{_NAME}(?:\.(?:{_NAME}|{_TEXT}))*)
     | (?P<wrong>===|!==|=<|=>|<>|&&?|\|\|?|!(?!=)|~)
     | (?P<symbol>==|!=|<=|>=|<|>|[()\[\],])
-    | (?P<assign>=)""",
+    | (?P<assign>=)
+    | (?P<sum>[-+*])""",
     re.VERBOSE | re.DOTALL,
 )
 _PART: Final = re.compile(rf"(?P<name>{_NAME})|(?P<text>{_TEXT})", re.DOTALL)
@@ -67,9 +68,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The text of an expression, and errors that show it."""
+    """The text of an expression, and errors that show it.
+
+    Attributes:
+        called: what errors call it.
+        sums: `+`, `-` and `*` may stand in it, as symbols; see `gates`.
+    """
 
     text: str
+    called: str = "where"
+    sums: bool = False
 
     def fail(self, message: str, at: int, length: int = 1, *, hint: str = "") -> NoReturn:
         """Raise ValueError with the expression, marks under the place, and the hint."""
@@ -80,7 +88,7 @@ class Source:
         indent = len(before) + sum(map(_columns, shown[: at - start]))
         marks = sum(map(_columns, shown[at - start : at - start + length]))
         lines = [
-            f"where: {message}",
+            f"{self.called}: {message}",
             f"  {before}{shown}{' …' if end < len(self.text) else ''}",
             f"  {' ' * indent}{'^' * max(1, marks)}",
         ]
@@ -106,7 +114,7 @@ class Source:
 
     def _token(self, at: int) -> tuple[Token | None, int]:
         match = _TOKEN.match(self.text, at)
-        if match is None:
+        if match is None or (match.lastgroup == "sum" and not self.sums):
             self._refuse_character(at)
         kind, word, end = match.lastgroup, match[0], match.end()
         glued = self.text[end : end + 1]

@@ -73,8 +73,12 @@ def parse(text: str) -> Expression:
     if not isinstance(text, str):
         raise TypeError(f"where is the text of an expression, not {type(text).__name__}: {text!r}")
     source = Source(text)
-    parser = _Parser(source, source.tokens())
-    return parser.whole()
+    return parsed(source, source.tokens())
+
+
+def parsed(source: Source, tokens: list[Token]) -> Expression:
+    """Return the expression that some tokens make; an `end` is the last of them."""
+    return _Parser(source, tokens).whole()
 
 
 @dataclass(slots=True)
