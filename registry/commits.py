@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from . import surroundings
+from . import hooks, surroundings
 from .blobs import Blob, BlobStore, FileBytes, Staged
 from .blobs.ranges import build as build_index
 from .catalog import Added, Catalog, Draft
@@ -68,7 +68,8 @@ def commit(
 ) -> Checkpoint:
     """Publish the bytes, commit the row, write the record; return the checkpoint as recorded.
 
-    Of a push that is repeated the live twin is returned, not a new version. The checkpoint's id
+    Of a push that is repeated the live twin is returned, not a new version; of a new one the hooks
+    are told. The checkpoint's id
     decides whether a lost COMMIT went through.
 
     Args:
@@ -151,6 +152,8 @@ def commit(
     _drop(store, added.unused)
     for text in added.warnings:
         warn(text)
+    if not added.existing:
+        hooks.committed(added.checkpoint, catalog.location)
     return added.checkpoint
 
 

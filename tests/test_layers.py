@@ -19,7 +19,7 @@ LAYERS = (
     "signature topology urls",
     "records",
     "pending",
-    "refs where keys containers blobs surroundings location mounts formatting",
+    "refs where keys containers blobs surroundings location mounts formatting hooks",
     "locks",
     "planning drafting diffing comparing",
     "carrying filenames",
