@@ -5,6 +5,7 @@
     model.safetensors.index.json
     pytorch_model.bin …                         the same as torch files (--format pt)
     ckreg.json                                  the checkpoint, and under `ckreg` its record
+    README.md                                   the model card, see cards.py
 
 Law: names and layout are those that transformers and safetensors read (transformers 4 and 5); tied
 names are never in two shards. The folder appears whole or not at all, and pushed again it is what
@@ -17,20 +18,22 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from . import opening
+from . import cards, opening
 from .blobs import BlobStore, Place, Progress, Staged
 from .carrying import carried
 from .catalog import Catalog
 from .opening import Opened, opened
 from .planning import LoadPlan, Wanted, make_plan
-from .records import Checkpoint
+from .records import Checkpoint, RunRecord
 from .values import canonical_json
 
 FORMATS: Final = ("safetensors", "pt")
 RECORD: Final = "ckreg.json"
+CARD: Final = "README.md"
 
 _NAMES: Final = {"safetensors": ("model", "safetensors"), "pt": ("pytorch_model", "bin")}
 _OURS: Final = re.compile(
@@ -78,8 +81,14 @@ def shards(
     )
 
 
-def _is_ours(name: str) -> bool:
-    return _OURS.fullmatch(name) is not None
+def _is_ours(folder: Path, name: str) -> bool:
+    """Say whether an export wrote a file; a card that somebody edited is that person's."""
+    if name != CARD:
+        return _OURS.fullmatch(name) is not None
+    try:
+        return cards.is_untouched((folder / name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def export(
@@ -101,8 +110,8 @@ def export(
         record = carried(checkpoint, run, made, file.description.record)
         store.produce_folder(
             dest,
-            lambda place: _fill(file, made, record, place, format, shard_bytes, progress),
-            replaceable=_is_ours if force else None,
+            lambda place: _fill(file, made, run, record, place, format, shard_bytes, progress),
+            replaceable=partial(_is_ours, dest) if force else None,
             expect_bytes=made.bytes_to_read,
         )
     return dest
@@ -111,6 +120,7 @@ def export(
 def _fill(
     file: Opened,
     made: LoadPlan,
+    run: RunRecord | None,
     record: Mapping[str, Any],
     place: Place,
     format: str,
@@ -145,6 +155,14 @@ def _fill(
         stem, suffix = _NAMES[format]
         place(f"{stem}.{suffix}.index.json", _json(index))
     place(RECORD, _json({**file.checkpoint.to_dict(), "ckreg": dict(record)}))
+    written = cards.Written(
+        format=format,
+        files=tuple(shard.file for shard in found),
+        tensors=tuple(cards.Weight(*facts) for facts in exporting.summary(state)),
+        keys=None if made.keys_from == "as they are" else str(made.out_keys),
+        weights=made.weights if file.checkpoint.weights == "both" else None,
+    )
+    place(CARD, _text(cards.card(file.checkpoint, run, written)))
 
 
 def _writer(
@@ -158,7 +176,11 @@ def _writer(
 
 
 def _json(value: Mapping[str, Any]) -> Callable[[Staged], None]:
-    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    return _text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _text(text: str) -> Callable[[Staged], None]:
+    data = text.encode()
 
     def write(staged: Staged) -> None:
         staged.write(data)

@@ -674,8 +674,8 @@ class Registry:
     ) -> Path:
         """Write a checkpoint's weights as a folder that transformers and safetensors read.
 
-        Beside them lies `ckreg.json`, the checkpoint's record. The folder appears whole or not at
-        all.
+        Beside them lie `ckreg.json`, the checkpoint's record, and `README.md`, a model card that
+        the Hugging Face Hub reads. The folder appears whole or not at all.
 
         Args:
             dest: a folder that is empty or not there yet.
@@ -683,7 +683,8 @@ class Registry:
             keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
                 "module.".
             weights: which, when the file holds live and averaged (ema) ones.
-            force: replace an earlier export; what no export wrote is never replaced.
+            force: replace an earlier export; what no export wrote, and a card that somebody
+                edited, is never replaced.
 
         Returns:
             The folder.

@@ -62,7 +62,7 @@ def test_the_folder_loads_into_a_plain_net_with_safetensors_own_reader(
 
     out = reg.export(ckpt, tmp_path / "out")
 
-    assert names(out) == ["ckreg.json", "model.safetensors"]
+    assert names(out) == ["README.md", "ckreg.json", "model.safetensors"]
     net = seeded(2)
     missing, unexpected = safetensors.torch.load_model(net, out / "model.safetensors")
     assert not [*missing, *unexpected]
@@ -85,7 +85,7 @@ def test_tied_names_are_written_as_save_model_writes_them(reg: Registry, tmp_pat
 
 def test_a_torch_file_reads_with_weights_only(reg: Registry, tmp_path: Path) -> None:
     out = reg.export(reg.save(seeded(1), model="net"), tmp_path / "out", format="pt")
-    assert names(out) == ["ckreg.json", "pytorch_model.bin"]
+    assert names(out) == ["README.md", "ckreg.json", "pytorch_model.bin"]
     net = seeded(2)
     net.load_state_dict(torch.load(out / "pytorch_model.bin", weights_only=True))
     assert same(state_of(net), state_of(seeded(1)))
@@ -181,7 +181,7 @@ def test_shards_and_their_index_hold_all_weights_once(
 
     stem, suffix = ("model", "safetensors") if format == "safetensors" else ("pytorch_model", "bin")
     index = f"{stem}.{suffix}.index.json"
-    files = [n for n in names(out) if n not in ("ckreg.json", index)]
+    files = [n for n in names(out) if n not in ("README.md", "ckreg.json", index)]
     many = len(files)
     assert many > 1
     assert files == [f"{stem}-{i:05}-of-{many:05}.{suffix}" for i in range(1, many + 1)]
@@ -278,7 +278,7 @@ def test_force_replaces_an_earlier_export_whole(reg: Registry, tmp_path: Path) -
     ckpt = reg.save(seeded(1), model="net")
     out = reg.export(ckpt, tmp_path / "out", shard_size=600)
     reg.export(ckpt, out, force=True)
-    assert names(out) == ["ckreg.json", "model.safetensors"]
+    assert names(out) == ["README.md", "ckreg.json", "model.safetensors"]
     assert names(tmp_path) == ["out", "reg"]
 
 

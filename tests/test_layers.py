@@ -22,7 +22,7 @@ LAYERS = (
     "refs where keys containers blobs surroundings location mounts formatting hooks",
     "locks",
     "planning drafting diffing comparing",
-    "carrying filenames",
+    "cards carrying filenames",
     "walking",
     "sightings",
     "tensors",

@@ -220,7 +220,8 @@ def export(
 ) -> None:
     """Write the weights into a folder, whole or in shards.
 
-    Names and index are those that transformers reads; ckreg.json beside them is the record.
+    Names and index are those that transformers reads; beside them lie ckreg.json, the record, and
+    README.md, a model card as the Hugging Face Hub reads it.
 
     \b
     Example:

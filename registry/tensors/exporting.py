@@ -69,6 +69,18 @@ def tied(state: Mapping[str, Any]) -> list[tuple[tuple[str, ...], int]]:
     ]
 
 
+def summary(state: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Return of each tensor of a state dict its name, dtype, shape and bytes; of tied names the
+    first has the bytes, and the others none.
+    """
+    held = {names[0]: size for names, size in tied(state)}
+    return [
+        (name, dtype_name(value), tuple(value.shape), held.get(name, 0))
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Copy:
     """Copies a file's tree, with other weights in the place of its own."""
