@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "copy": ("place.copy", "Copy a registry to another place; a second run goes on."),
     "migrate": ("place.migrate", "Bring a registry that an older ckreg made up to this one."),
     "info": ("place.info", "Show which registry is in use, and what it holds."),
+    "ui": ("dashboard.ui", "Show the registry in a browser: a dashboard that only reads."),
     "demo": ("shell.demo", "Train, save, list, plan and load for real, in two minutes."),
     "completion": (
         "shell.completion",
