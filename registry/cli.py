@@ -98,7 +98,8 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 def ckreg(context: click.Context) -> None:
     """A registry for PyTorch checkpoints whose loads never guess.
 
-    Every command takes -h, -r LOCATION, and where it answers with data, --json.
+    Every command takes -h, -r LOCATION, and where it answers with data, --json. A REF may be '-':
+    refs from stdin, one a line.
 
     \b
     Example:

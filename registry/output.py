@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeVar
 
 from .formatting import age, change, count, cut, field, flat, number, pad, size, visible, width
 from .pages import Page
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .importing import ImportedFile, ImportResult
     from .schema import Upgrade
     from .verifying import Finding, Verification
+
+T = TypeVar("T")
 
 Form = Literal["table", "tabs", "json", "refs"]
 
@@ -253,6 +255,37 @@ class Output:
             self._line(ref)
         else:
             self._stdout.write(visible(text, lines=True).rstrip("\n") + "\n")
+
+    def each(
+        self,
+        name: str,
+        items: Sequence[T],
+        one: Callable[[T], None],
+        document: Callable[[T], Mapping[str, object]],
+        **more: object,
+    ) -> None:
+        """Print several things one after another, or as one JSON document.
+
+        Args:
+            name: the list's in the document; `more` stands beside it.
+            one: prints one of them.
+        """
+        if self._form == "json":
+            self._document({name: [document(item) for item in items], **more})
+            return
+        for i, item in enumerate(items):
+            if i and self._form != "refs":
+                self._stdout.write("\n")
+            one(item)
+
+    def paths(self, paths: Iterable[Path]) -> None:
+        """Print paths, each as soon as it is there."""
+        if self._form == "json":
+            self._document({"paths": [str(path) for path in paths]})
+            return
+        for path in paths:
+            self._line(str(path))
+            self._stdout.flush()
 
     def refs(self, checkpoints: Collection[Checkpoint]) -> None:
         """Print refs, one a line: in a pipe, in a terminal and with -q alike."""

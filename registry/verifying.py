@@ -97,6 +97,17 @@ class Verification:
         }
 
 
+def together(found: Sequence[Verification]) -> Verification:
+    """Return several verifications as one, damage first."""
+    findings = (finding for one in found for finding in one.findings)
+    return Verification(
+        sum(one.checked for one in found),
+        sum(one.files for one in found),
+        sum(one.bytes_read for one in found),
+        tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.damage)),
+    )
+
+
 def verify(
     store: BlobStore,
     catalog: Catalog,

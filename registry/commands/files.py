@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,6 +19,9 @@ from .session import (
     registry_option,
     takes_session,
 )
+
+if TYPE_CHECKING:
+    from ..registry import Ref, Registry
 
 FILE = click.Path(path_type=Path)
 
@@ -173,12 +177,14 @@ def pull(
     """
     if dest is not None and output not in (None, dest):
         raise click.UsageError(f"two places are named: {str(dest)!r} and {str(output)!r}")
+    dest = dest if dest is not None else output
     out = session.out
-    with session.open() as reg:
-        with out.progress(f"pull {ref}") as progress:
-            path = reg.pull(
-                ref,
-                dest if dest is not None else output,
+
+    def pulled(reg: Registry, one: Ref) -> Path:
+        with out.progress(f"pull {one if isinstance(one, str) else one.ref}") as progress:
+            return reg.pull(
+                one,
+                dest,
                 device=device,
                 keys=keys,
                 only=only,
@@ -188,7 +194,17 @@ def pull(
                 force=force,
                 progress=progress,
             )
-        out.path(path)
+
+    if ref != "-":
+        with session.open() as reg:
+            out.path(pulled(reg, ref))
+        return
+    if dest is not None and not dest.is_dir():
+        place = shlex.quote(str(dest))
+        raise click.UsageError(f"refs from stdin are pulled into a folder: mkdir {place}")
+    with session.open() as reg:  # all are looked up before the first byte comes
+        found = {c.id: c for c in (reg.get(r, dataset=dataset) for r in session.refs(ref))}
+        out.paths(pulled(reg, ckpt) for ckpt in found.values())
 
 
 @click.command()
@@ -228,6 +244,7 @@ def export(
       ckreg export resnet50@best --format safetensors --shard-size 5GB -o resnet50
     """
     out = session.out
+    ref = session.ref(ref)
     with session.open() as reg:
         with out.progress(f"export {ref}") as progress:
             path = reg.export(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .. import pages
-from ..formatting import size
+from ..formatting import listed, size
 from .session import (
     Session,
     complete_ref,
@@ -13,6 +15,10 @@ from .session import (
     registry_option,
     takes_session,
 )
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+    from ..verifying import Verification
 
 _DAMAGED = 6
 
@@ -48,14 +54,20 @@ def verify(
         raise click.UsageError("--rebuild is of the whole database, and stands alone")
     if yes and not (repair or rebuild):
         raise click.UsageError("--yes answers what --repair and --rebuild ask")
+    from ..verifying import together
+
     if rebuild:
         _rebuild(session, yes=yes)
         return
     out = session.out
     with session.open() as reg:
-        with out.progress(f"verify {ref or reg.location}") as progress:
-            found = reg.verify(ref, progress=progress)
-        page = pages.verification(found, ref or reg.location)
+        if ref is None:
+            found, title = _verified(session, reg, None), reg.location
+        else:
+            refs = session.refs(ref)
+            found = together([_verified(session, reg, one) for one in refs])
+            title = listed(refs)
+        page = pages.verification(found, title)
         if not (repair and found.findings):
             out.findings(page, found)
             ok = found.ok
@@ -70,6 +82,11 @@ def verify(
             ok = done.ok
     if not ok:
         context.exit(_DAMAGED)
+
+
+def _verified(session: Session, reg: Registry, ref: str | None) -> Verification:
+    with session.out.progress(f"verify {ref or reg.location}") as progress:
+        return reg.verify(ref, progress=progress)
 
 
 def _rebuild(session: Session, *, yes: bool) -> None:

@@ -23,6 +23,7 @@ from .session import (
 )
 
 if TYPE_CHECKING:
+    from ..planning import LoadPlan
     from ..registry import Registry
 
 _HELD = 20
@@ -87,6 +88,7 @@ def list_(
     if loadable != (memory is not None or device is not None) or (memory and device):
         raise click.UsageError("--loadable goes with one of --memory SIZE and --device NAME")
     room = None if memory is None else size_bytes(memory)
+    fits = None if fits is None else session.ref(fits)
     with session.open() as reg:
         if device is not None:
             room = reg.free_memory(device)
@@ -164,15 +166,26 @@ def show(session: Session, ref: str, *, dataset: str | None) -> None:
     Example:
       ckreg show resnet50@v12
     """
+    out = session.out
     with session.open() as reg:
-        ckpt = reg.get(ref, dataset=dataset)
-        page = pages.checkpoint(
-            ckpt,
-            reg.signature(ckpt),
-            parent=_parent(reg, ckpt),
-            children=[f"{c.ref} (removed)" if c.removed_at else c.ref for c in reg.children(ckpt)],
-        )
-    session.out.page(page, ckpt.to_dict())
+        found = [reg.get(r, dataset=dataset) for r in session.refs(ref)]
+
+        def one(ckpt: Checkpoint) -> None:
+            out.page(_page(reg, ckpt), ckpt.to_dict())
+
+        if ref == "-":
+            out.each("checkpoints", found, one, Checkpoint.to_dict, next=None)
+        else:
+            one(found[0])
+
+
+def _page(reg: Registry, ckpt: Checkpoint) -> pages.Page:
+    return pages.checkpoint(
+        ckpt,
+        reg.signature(ckpt),
+        parent=_parent(reg, ckpt),
+        children=[f"{c.ref} (removed)" if c.removed_at else c.ref for c in reg.children(ckpt)],
+    )
 
 
 def _parent(reg: Registry, ckpt: Checkpoint) -> str | None:
@@ -209,11 +222,20 @@ def plan(
     Example:
       ckreg plan resnet50@best --device cpu
     """
+    out = session.out
     with session.open() as reg:
-        made = reg.plan(
-            ref, dataset=dataset, device=device, keys=keys, wrapped=wrapped, weights=weights
-        )
-    session.out.text(str(made), made.to_dict(), made.ref)
+        made = [
+            reg.plan(r, dataset=dataset, device=device, keys=keys, wrapped=wrapped, weights=weights)
+            for r in session.refs(ref)
+        ]
+
+    def one(plan: LoadPlan) -> None:
+        out.text(str(plan), plan.to_dict(), plan.ref)
+
+    if ref == "-":
+        out.each("plans", made, one, lambda plan: plan.to_dict())
+    else:
+        one(made[0])
 
 
 @click.command()
@@ -230,6 +252,7 @@ def diff(session: Session, a: str, b: str) -> None:
       ckreg diff resnet50@v11 resnet50@best
     """
     out = session.out
+    a, b = session.ref(a), session.ref(b)
     with session.open() as reg, out.progress(f"diff {a} {b}") as progress:
         found = reg.diff(a, b, progress=progress)
     out.text(str(found), found.to_dict(), found.b.ref)
@@ -260,6 +283,7 @@ def compare(
     """
     from ..comparing import compare
 
+    new, base = session.ref(new), session.ref(base)
     with session.open() as reg:
         found = compare(reg.get(new), reg.get(base), condition)
     session.out.comparison(found)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
 import click
 
-from ..records import Mode
+from ..records import Checkpoint, Mode
 from .session import (
     Session,
     answers,
@@ -14,6 +17,9 @@ from .session import (
     dataset_option,
     ref_argument,
 )
+
+if TYPE_CHECKING:
+    from ..registry import Registry
 
 
 @click.command()
@@ -28,9 +34,7 @@ def record(session: Session, ref: str, *, metrics: dict[str, float], dataset: st
     Example:
       ckreg record resnet50@v12 test/acc=0.931 test/loss=0.24
     """
-    with session.open() as reg:
-        ckpt = reg.record(reg.get(ref, dataset=dataset), metrics)
-        session.out.written(reg.location, ckpt)
+    _change(session, ref, dataset, lambda reg, ckpt: reg.record(ckpt, metrics))
 
 
 @click.command()
@@ -65,10 +69,33 @@ def tag(
     Example:
       ckreg tag resnet50@v12 good published
     """
+    _change(
+        session, ref, dataset,
+        lambda reg, ckpt: reg.untag(ckpt, *tags) if remove else reg.tag(ckpt, *tags),
+    )  # fmt: skip
+
+
+def _change(
+    session: Session,
+    ref: str,
+    dataset: str | None,
+    change: Callable[[Registry, Checkpoint], Checkpoint],
+) -> None:
+    """Change the checkpoint that a ref names, or those on stdin, and print what each is now."""
+    out = session.out
     with session.open() as reg:
-        ckpt = reg.get(ref, dataset=dataset)
-        ckpt = reg.untag(ckpt, *tags) if remove else reg.tag(ckpt, *tags)
-        session.out.written(reg.location, ckpt)
+        found = _all(reg, session.refs(ref), dataset)
+        changed = [change(reg, ckpt) for ckpt in found]
+        if ref == "-":
+            out.refs(changed)
+            out.registry(reg.location)
+        else:
+            out.written(reg.location, changed[0])
+
+
+def _all(reg: Registry, refs: Iterable[str], dataset: str | None) -> list[Checkpoint]:
+    """Look all up before the first changes, and each once, however many refs name it."""
+    return list({c.id: c for c in (reg.get(r, dataset=dataset) for r in refs)}.values())
 
 
 @click.command()
@@ -100,7 +127,7 @@ def alias(
     if name is None:
         raise click.UsageError("missing argument 'NAME': ckreg alias resnet50@v12 production")
     with session.open() as reg:
-        ckpt = reg.get(ref, dataset=dataset)
+        ckpt = reg.get(session.ref(ref), dataset=dataset)
         before = reg.alias(ckpt, name)
         ckpt = reg.get(ckpt)
         if before is not None and before.id != ckpt.id:
@@ -132,8 +159,7 @@ def rm(
     """
     out = session.out
     with session.open() as reg:
-        # all are looked up before the first goes, and each goes once, however many refs name it
-        found = list({c.id: c for c in (reg.get(r, dataset=dataset) for r in refs)}.values())
+        found = _all(reg, session.refs(*refs), dataset)
         if dry_run:
             out.refs(found)
             out.note("these would go; ckreg restore brings them back")
@@ -158,5 +184,5 @@ def restore(session: Session, refs: tuple[str, ...]) -> None:
       ckreg restore resnet50@v3
     """
     with session.open() as reg:
-        session.out.refs([reg.restore(ref) for ref in refs])
+        session.out.refs([reg.restore(ref) for ref in session.refs(*refs)])
         session.out.registry(reg.location)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..errors import NotFoundError
 from ..formatting import visible
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Session:
     location: str | None = None
     terminal: bool | None = None
     form: Literal["json", "refs"] | None = None
+    _stdin_read: bool = False
 
     def open(self) -> Registry:
         """Open the registry; a context manager."""
@@ -54,6 +56,44 @@ class Session:
         terminal = sys.stdout.isatty() if self.terminal is None else self.terminal
         form: Form = self.form or ("table" if terminal else "tabs")
         return Output(sys.stdout, sys.stderr, form=form)
+
+    def refs(self, *words: str) -> list[str]:
+        """Return the refs that words name: themselves, and for `-` those on stdin, one a line.
+
+        Of a line with tabs, as `ckreg list` prints one in a pipe, the first field counts.
+
+        Raises:
+            NotFoundError: stdin has none: what should have named them found nothing, or failed.
+            click.UsageError: stdin is named twice.
+        """
+        found: list[str] = []
+        for word in words:
+            found += self._from_stdin() if word == "-" else [word]
+        return list(dict.fromkeys(found))
+
+    def ref(self, word: str) -> str:
+        """Return the one ref that a word names; `-` is that on stdin.
+
+        Raises:
+            NotFoundError, click.UsageError: as refs; and there are several.
+        """
+        found = self.refs(word)
+        if len(found) > 1:
+            raise click.UsageError(f"one ref is wanted here, and stdin has {len(found)}")
+        return found[0]
+
+    def _from_stdin(self) -> list[str]:
+        if self._stdin_read:
+            raise click.UsageError("'-' is stdin, which can be read once")
+        self._stdin_read = True
+        lines = (line.split("\t")[0].strip() for line in sys.stdin)
+        found = [line for line in lines if line]
+        if not found:
+            raise NotFoundError(
+                "there is no ref on stdin: nothing was done",
+                hint="see what comes before the pipe: it found none, or failed",
+            )
+        return found
 
     def confirm(self, question: str, *, yes: bool) -> bool:
         """Ask before something goes away.
@@ -194,7 +234,7 @@ def complete_ref(
 
 
 def ref_argument(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the argument REF."""
+    """Add the argument REF; `-` is those on stdin."""
     return click.argument("ref", metavar="REF", shell_complete=complete_ref)(function)
 
 
