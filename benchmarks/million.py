@@ -10,12 +10,14 @@ columns, records and seals, so that the catalog reads them like any other.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,8 +32,8 @@ from registry import Registry, refs, where
 from registry.blobs import Blob
 from registry.blobs.blob import fresh
 from registry.catalog import Catalog
-from registry.catalog.rows import columns_of, metric_seal, record_of, seal
-from registry.records import Checkpoint, File
+from registry.catalog.rows import columns_of, metric_seal, record_of, run_columns, seal
+from registry.records import Checkpoint, File, RunRecord, RunRef
 from registry.schema import Database
 from registry.signature import KeyStyle, Signature, TensorSpec
 from registry.topology import Device, Topology
@@ -92,8 +94,16 @@ to the last byte, and each push to such a one splits pages, which at a thousand 
 """
 
 
-def fill(path: Path, rows: int, *, seed: int = 0) -> None:
-    """Put checkpoints into an empty registry's database."""
+EPOCHS = 90
+"""Of one run: as many checkpoints of one model and dataset follow each other."""
+
+
+def fill(path: Path, rows: int, *, seed: int = 0, in_runs: bool = False) -> None:
+    """Put checkpoints into an empty registry's database.
+
+    Args:
+        in_runs: each is an epoch of a run, and its accuracy grows with it.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     run = connection.execute
     run("PRAGMA journal_mode = OFF")
@@ -119,7 +129,8 @@ def fill(path: Path, rows: int, *, seed: int = 0) -> None:
         "INSERT INTO signatures VALUES (?, ?, 20, ?, ?)",
         (SIGNATURE.digest, SIGNATURE.to_json(), SIGNATURE.parameters, 20 * 64 * 64 * 4),
     )
-    source = _rows(rows, counts, random.Random(seed))
+    runs: dict[str, tuple[int, RunRecord]] = {}
+    source = _rows(rows, counts, random.Random(seed), runs if in_runs else None)
     batch: list[tuple[Any, ...]] = []
     for row in source:
         batch.append(row)
@@ -127,6 +138,12 @@ def fill(path: Path, rows: int, *, seed: int = 0) -> None:
             _insert(run, connection, batch)
             batch.clear()
     _insert(run, connection, batch)
+    for pk, record in runs.values():
+        columns = run_columns(record) | {"pk": pk, "model_pk": MODELS.index(record.model) + 1}
+        run(
+            f"INSERT INTO runs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+            tuple(columns.values()),
+        )
     for number, count in enumerate(counts, 1):
         run(
             "UPDATE models SET versions = ?, live = (SELECT count(*) FROM checkpoints "
@@ -142,9 +159,15 @@ def fill(path: Path, rows: int, *, seed: int = 0) -> None:
 Row = tuple[dict[str, Any], str, list[tuple[str, float]], Blob]
 
 
-def _rows(rows: int, counts: list[int], chance: random.Random) -> Iterator[Row]:
+def _rows(
+    rows: int,
+    counts: list[int],
+    chance: random.Random,
+    runs: dict[str, tuple[int, RunRecord]] | None,
+) -> Iterator[Row]:
     """Yield columns, record, metrics and blob; records are made by text from one template each."""
     templates = [template(name) for name in MODELS]
+    saved: Counter[tuple[int, str]] = Counter()
     for number in range(rows):
         at = 0 if chance.random() < 0.5 else chance.randrange(len(MODELS))
         counts[at] += 1
@@ -153,12 +176,27 @@ def _rows(rows: int, counts: list[int], chance: random.Random) -> Iterator[Row]:
         blob = fresh(digest, 100_000_000)
         metrics = {} if chance.random() < 0.1 else {"acc": round(chance.random(), 4)}
         metrics["val/loss"] = round(chance.random() * 3, 4)
+        dataset, epoch, of = chance.choice(("imagenet", "cifar10")), number % EPOCHS, None
+        if runs is not None:
+            turn, epoch = divmod(saved[at, dataset], EPOCHS)
+            saved[at, dataset] += 1
+            name = f"{dataset}-{turn}"
+            id = digest_of([at, name]).removeprefix("blake3:")[:32]
+            record = RunRecord(id=id, name=name, model=plain.model, dataset=dataset,
+                               created_at=START)  # fmt: skip
+            of = runs.setdefault(id, (len(runs) + 1, record))
+            rise = 1 - 0.6 * math.exp(-epoch / (12 + turn % 9))
+            metrics = {
+                "acc": round(min(0.99, rise * (0.9 + chance.random() / 20)), 4),
+                "val/loss": round(2.4 * (1.05 - rise) + chance.random() / 10, 4),
+            }
         checkpoint = replace(
             plain,
             id=CheckpointId(f"{chance.getrandbits(128):032x}"),
             version=version,
-            dataset=chance.choice(("imagenet", "cifar10")),
-            epoch=number % 90,
+            dataset=dataset,
+            epoch=epoch,
+            run=None if of is None else RunRef(of[1].id, of[1].name),
             metrics=metrics_of(metrics),
             files=(File("model.pt", digest, 100_000_000),),
             created_at=START + timedelta(seconds=10 * number),
@@ -169,6 +207,7 @@ def _rows(rows: int, counts: list[int], chance: random.Random) -> Iterator[Row]:
             "pk": number + 1,
             "model_pk": at + 1,
             "acc": checkpoint.acc,
+            "run_pk": None if of is None else of[0],
             "removed_at": time_text(START) if chance.random() < 0.1 else None,
         }
         yield columns, record_of(checkpoint), list(metrics.items()), blob
@@ -199,12 +238,12 @@ def _insert(
     )
     many(
         "INSERT INTO metrics (checkpoint_pk, name, value, recorded_at, seal, model_pk, dataset, "
-        "version, live) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "run_pk, version, live) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 c["pk"], name, value, c["created_at"],
                 metric_seal(c["id"], name, value, None, c["created_at"]),
-                c["model_pk"], c["dataset"], c["version"], c["removed_at"] is None,
+                c["model_pk"], c["dataset"], c["run_pk"], c["version"], c["removed_at"] is None,
             )
             for c, _, metrics, _ in batch
             for name, value in metrics
@@ -318,12 +357,12 @@ def lists(catalog: Catalog, named: dict[str, Any]) -> dict[str, Callable[[], obj
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def filled(folder: Path, rows: int) -> Registry:
+def filled(folder: Path, rows: int, *, in_runs: bool = False) -> Registry:
     """Return the registry of so many checkpoints in a folder, made unless it is there."""
     if not (folder / "registry.db").exists():
         began = time.perf_counter()
         Registry.create(folder).close()
-        fill(folder / "registry.db", rows)
+        fill(folder / "registry.db", rows, in_runs=in_runs)
         taken = time.perf_counter() - began
         print(f"  made {rows:,} checkpoints in {taken:.0f} s", file=sys.stderr, flush=True)
     return Registry.open(folder)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from .blobs import BlobStore
+    from .catalog import Choices, Course, Holding, Standing
     from .collecting import GcPlan
     from .copying import Copied
     from .diffing import Diff
@@ -922,6 +923,47 @@ class Registry:
             raise ValueError(f"memory is a number of bytes, not {memory}")
         signature = None if fits is None else self._resolve(fits, include_removed=True).signature
         return replace(query, memory_bytes=memory, signature=signature)
+
+    def standings(self, names: Sequence[str]) -> dict[str, Standing]:
+        """Return how models stand, by name: the best by the monitor on each dataset, the newest."""
+        return self._catalog().standings(names) if self.exists else {}
+
+    def course(
+        self,
+        model: str,
+        metric: str,
+        *,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        where: str | None = None,
+        tags: Iterable[str] = (),
+        most: int = 5_000,
+    ) -> Course:
+        """Return a metric over a model's checkpoints that match, as a chart shows it.
+
+        Args:
+            most: about how many points; of more, as many are taken, spread evenly.
+
+        Raises:
+            ValueError, NotFoundError: as find.
+        """
+        catalog = self._catalog()
+        query = _query(catalog, model, dataset, run, where, tags, None, False)
+        return catalog.course(query, metric, most=most)
+
+    def choices(self, model: str | None = None) -> Choices:
+        """Return what a list can be narrowed to: metrics of a model, the newest runs, tags.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        from .catalog import Choices
+
+        return self._catalog().choices(model) if self.exists else Choices((), (), ())
+
+    def holdings(self) -> list[Holding]:
+        """Return how many bytes each model has, the most first; shared ones count in each."""
+        return self._catalog().holdings() if self.exists else []
 
     def free_memory(self, device: str) -> int:
         """Return the bytes that are free on a device of this machine; "cpu" is the host.

@@ -34,6 +34,8 @@ CONFORMING = frozenset(
         "pending",
         "resume",
         "runs",
+        "surveying",
+        "web",
         "where",
     ]
 )

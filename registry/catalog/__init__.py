@@ -2,11 +2,10 @@
 
 `Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc, `Inventory`
 and `Arrivals` are those of copies. Beside them `rows` (records and rows), `lookup` (refs and what
-to say when nothing answers), `ranking` (best, latest), `kin`
-(parents and children), `finding` (lists), `filters` (where to SQL),
-`adding` and `changing` (writes), `collecting` (gc), `moving` (copies). Only here is SQL spoken; it
-fits SQLite and PostgreSQL, and what is SQLite's own comes from registry/sqlite.py. Knows no files
-and no torch.
+to say when nothing answers), `ranking` (best, latest), `kin` (parents and children), `finding`
+(lists), `surveying` (many at a glance), `filters` (where to SQL), `adding` and `changing` (writes),
+`collecting` (gc), `moving` (copies). Only here is SQL spoken, for SQLite and PostgreSQL; what is
+SQLite's own comes from registry/sqlite.py. Knows no files and no torch.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .collecting import Removed, portions
     from .moving import Arrival, Arrivals, Inventory, Listed, ModelFacts
     from .settling import Gone
+    from .surveying import Choices, Course, Holding, Leader, Point, Standing
     from .upkeep import Upkeep
     from .wholes import Whole
     from .wholes import parse as parse_whole
@@ -49,6 +49,12 @@ __all__ = [
     "Recorded",
     "Page",
     "Query",
+    "Choices",
+    "Course",
+    "Holding",
+    "Leader",
+    "Point",
+    "Standing",
     "AliasMove",
     "ANY",
     "AnyDataset",
@@ -61,6 +67,7 @@ _HOMES: Final = {
     **dict.fromkeys(("Checked", "Wrong"), "checking"),
     **dict.fromkeys(("Removed", "portions"), "collecting"),
     **dict.fromkeys(("Arrival", "Arrivals", "Inventory", "Listed", "ModelFacts"), "moving"),
+    **dict.fromkeys(("Choices", "Course", "Holding", "Leader", "Point", "Standing"), "surveying"),
     "Gone": "settling",
     "Upkeep": "upkeep",
     "Whole": "wholes",

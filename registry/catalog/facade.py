@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..blobs import Blob
     from .adding import Added, Draft
     from .changing import AliasMove, Recorded
+    from .surveying import Choices, Course, Holding, Standing
 
 _PAGE = 200
 
@@ -207,6 +208,48 @@ class Catalog:
         """Return the checkpoints with one of these signatures, canonical or raw, newest first."""
         with self._database.read() as connection:
             return finding.fits(connection, digests)
+
+    # --- at a glance -------------------------------------------------------------------------
+
+    def standings(self, names: Sequence[str], *, most: int = 8) -> dict[str, Standing]:
+        """Return how some models stand: the best on each of the first datasets, and the newest.
+
+        Args:
+            most: how many datasets of each.
+        """
+        from . import surveying
+
+        with self._database.read() as connection:
+            return surveying.standings(connection, names, most=most)
+
+    def course(self, query: Query, metric: str, *, most: int) -> Course:
+        """Return a metric over a model's checkpoints that match, thinned evenly to about `most`.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        from . import surveying
+
+        with self._database.read() as connection:
+            return surveying.course(connection, query, metric, most=most)
+
+    def choices(self, model: str | None, *, most: int = 200) -> Choices:
+        """Return the metrics of a model, and the runs and tags that a list can be narrowed to.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        from . import surveying
+
+        with self._database.read() as connection:
+            return surveying.choices(connection, model, most=most)
+
+    def holdings(self) -> list[Holding]:
+        """Return the bytes of each model, the largest first."""
+        from . import surveying
+
+        with self._database.read() as connection:
+            return surveying.holdings(connection)
 
     # --- models and runs ---------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ def page(connection: Connection, query: Query, *, size: int, after: str | None) 
     order = _sort(connection, query, model_pk)
     if query.dataset is ANY and query.where is not None:
         query = replace(query, dataset=dataset_of(query.where))
-    way = cheapest(connection, _conditions(query, model_pk), _walked(query, order, model_pk))
+    way = cheapest(connection, conditions_of(query, model_pk), _walked(query, order, model_pk))
     place = _Place(rest=False) if after is None else _Place.parse(after)
     rows: list[Any] = []
     if not place.rest:
@@ -148,7 +148,7 @@ def count(connection: Connection, query: Query) -> int:
         if row is not None:
             return int(row._mapping[counter.name])
         return int(connection.scalar(select(func.coalesce(func.sum(counter), 0))) or 0)
-    way = counted(connection, _conditions(query, None if row is None else int(row.pk)))
+    way = counted(connection, conditions_of(query, None if row is None else int(row.pk)))
     found = select(func.count()).select_from(checkpoints).where(*way.conditions)
     return int(connection.scalar(found) or 0)
 
@@ -207,7 +207,7 @@ def holding_alone(connection: Connection, digests: Collection[str]) -> list[tupl
 # --- conditions -----------------------------------------------------------------------------------
 
 
-def _conditions(query: Query, model_pk: int | None) -> list[Condition]:
+def conditions_of(query: Query, model_pk: int | None) -> list[Condition]:
     """Return the conditions of a list, with their ways through an index if removed ones stay out:
     no index has those.
     """

@@ -50,13 +50,13 @@ def best(
     pk = None
     if dataset is not ANY:
         scope.append(of_dataset(metrics.c.dataset, dataset))
-        pk = connection.scalar(_best(scope, mode))
+        pk = connection.scalar(best_of(scope, mode))
     if pk is None:
         raise _nothing(connection, row, f"has the metric {name!r}", dataset, run)
     return fetch(connection, [pk])[0]
 
 
-def _best(scope: Sequence[ColumnElement[bool]], mode: Mode) -> Any:
+def best_of(scope: Sequence[ColumnElement[bool]], mode: Mode) -> Any:
     """Return the statement for the newest version at the extreme value: two steps in the index."""
     extreme = func.max if mode == "max" else func.min
     value = select(extreme(metrics.c.value)).where(*scope).scalar_subquery()

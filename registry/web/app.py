@@ -11,7 +11,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from ..registry import Registry
-from . import checkpoint, compare, models, storage, table, views
+from . import chart, checkpoint, compare, models, storage, table, views
 from .guard import LOOPBACK, Guard
 
 
@@ -31,7 +31,7 @@ def application(
     Raises:
         CkregError: as `Registry.open`.
     """
-    pages = [checkpoint, compare, models, storage, table]
+    pages = [chart, checkpoint, compare, models, storage, table]
     app = Starlette(
         routes=[
             *(route for page in pages for route in page.ROUTES),

@@ -1,4 +1,4 @@
-"""The first page: the models, each with its best."""
+"""The first page: the models, each with its best; and the way from a text to what it names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,31 @@ from starlette.routing import Route
 
 from . import views
 
+SIZE: Final = 50
+"""The models of a page."""
+
 
 def index(request: Request) -> Response:
-    """Show every model."""
-    reg = views.registry_of(request)
-    return views.render(request, "models.html", models=reg.models())
+    """Show the models by name, a page at a time."""
+    reg, text, after = views.registry_of(request), views.word(request, "q"), views.word(
+        request, "after"
+    )  # fmt: skip
+    models = reg.models()
+    found = [m for m in models if text is None or text.casefold() in m.name.casefold()]
+    rest = [m for m in found if after is None or m.name > after]
+    shown = rest[:SIZE]
+    return views.render(
+        request,
+        "models.html",
+        models=shown,
+        amount=len(found),
+        checkpoints=sum(m.checkpoints for m in models),
+        standings=reg.standings([m.name for m in shown]),
+        q=text,
+        next=views.url("/", q=text, after=shown[-1].name) if len(rest) > SIZE else None,
+        first=None if after is None else views.url("/", q=text),
+        searchable=len(models) > 8,
+    )
 
 
 def go(request: Request) -> Response:

@@ -1,0 +1,118 @@
+"""Many checkpoints at a glance say the same as one question each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from registry import NotFoundError, Registry
+
+
+@pytest.fixture
+def filled(reg: Registry, tmp_path: Path) -> Registry:
+    """Return a registry with two models, runs that save by turns, and removed checkpoints."""
+    path = tmp_path / "w.pt"
+    for number in range(24):
+        torch.save({"state_dict": {"w": torch.full((2,), float(number // 2))}}, path)  # in pairs
+        reg.push(
+            path, model="net", dataset=("a", "b", None)[number % 3], run=f"run-{number % 2}",
+            epoch=number // 2, acc=((number * 7) % 11) / 11, tags=["odd"] * (number % 2),
+        )  # fmt: skip
+    for step in range(4):
+        reg.push(path, model="vision/net", step=step, metrics={"val/loss": 4.0 - step})
+    reg.monitor("vision/net", "val/loss", "min")
+    reg.remove("net@v24")
+    reg.remove("vision/net@v4")
+    return reg
+
+
+def test_a_standing_names_the_best_that_best_returns(filled: Registry) -> None:
+    found = filled.standings(["net", "vision/net", "none"])
+    assert set(found) == {"net", "vision/net"}
+    for model, datasets in (("net", ["a", "b", None]), ("vision/net", [None])):
+        standing = found[model]
+        assert [leader.dataset for leader in standing.leaders] == datasets
+        for leader in standing.leaders:
+            best = filled.best(model, dataset=leader.dataset or "")
+            value = best.metrics["acc" if model == "net" else "val/loss"]
+            assert (leader.id, leader.version, leader.value) == (best.id, best.version, value)
+        newest = next(filled.find(model, limit=1))
+        assert (standing.newest, standing.newest_version, standing.newest_at) == (
+            newest.id, newest.version, newest.created_at,
+        )  # fmt: skip
+
+
+def test_a_model_without_its_metric_has_no_leader(reg: Registry, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}}, tmp_path / "w.pt")
+    ckpt = reg.push(tmp_path / "w.pt", model="bare")
+    standing = reg.standings(["bare"])["bare"]
+    assert (standing.leaders, standing.newest) == ((), ckpt.id)
+    reg.remove(ckpt)
+    assert reg.standings(["bare"])["bare"].newest is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"dataset": "a"}, {"dataset": ""}, {"run": "run-1", "dataset": "b"}, {"tags": ["odd"]},
+     {"where": "epoch > 4 and acc < 0.7"}, {"where": 'tags == "odd"', "dataset": "a"}],
+)  # fmt: skip
+def test_a_course_has_what_find_finds(filled: Registry, words: dict[str, object]) -> None:
+    found = [c for c in filled.find("net", sort="version", **words) if c.acc is not None]
+    course = filled.course("net", "acc", **words)
+    assert course.total == len(found) > 0
+    assert [
+        (p.id, p.version, p.dataset, p.epoch, p.step, p.created_at, p.value, p.run)
+        for p in course.points
+    ] == [(c.id, c.version, c.dataset, c.epoch, c.step, c.created_at, c.acc, c.run) for c in found]
+
+
+def test_a_long_course_is_thinned_evenly(filled: Registry) -> None:
+    whole = filled.course("net", "acc")
+    course = filled.course("net", "acc", most=8)
+    assert course.total == whole.total == 23
+    assert 5 <= len(course.points) <= 11
+    assert set(course.points) < set(whole.points)
+    runs = [point.run.name for point in course.points if point.run]
+    assert {runs.count("run-0"), runs.count("run-1")} <= set(range(2, 8))  # they save by turns
+
+
+def test_a_course_of_nothing_is_empty_or_an_error(filled: Registry) -> None:
+    assert filled.course("net", "none").total == 0
+    with pytest.raises(NotFoundError):
+        filled.course("nat", "acc")
+
+
+def test_choices_are_the_names_in_use(filled: Registry) -> None:
+    of_net = filled.choices("net")
+    assert (of_net.metrics, set(of_net.runs), of_net.tags) == (
+        ("acc",), {"run-0", "run-1"}, ("odd",),
+    )  # fmt: skip
+    assert filled.choices("vision/net").metrics == ("val/loss",)
+    assert set(filled.choices().runs) == {"run-0", "run-1"}
+
+
+def test_a_holding_counts_each_file_once(filled: Registry) -> None:
+    every = [*filled.find(include_removed=True)]
+    for holding in filled.holdings():
+        mine = [c for c in every if c.model == holding.model]
+        blobs = {f.digest: f.size_bytes for c in mine for f in c.files}
+        gone = [c for c in mine if c.removed_at is not None]
+        assert holding.size_bytes == sum(blobs.values())
+        assert (holding.checkpoints, holding.removed) == (len(mine) - len(gone), len(gone))
+        assert holding.removed_bytes == sum(c.size_bytes for c in gone)
+    assert [h.model for h in filled.holdings()] == ["net", "vision/net"]
+
+
+def test_what_gc_took_is_held_no_more(filled: Registry) -> None:
+    before = {h.model: h for h in filled.holdings()}
+    filled.gc(grace="0")
+    after = {h.model: h for h in filled.holdings()}
+    assert (before["net"].removed, after["net"].removed) == (1, 0)
+    assert after["vision/net"].size_bytes > 0  # others have its file
+
+
+def test_a_registry_that_is_not_there_yet_has_nothing() -> None:
+    reg = Registry.open()
+    assert (reg.standings(["net"]), reg.holdings(), reg.choices().runs) == ({}, [], ())
