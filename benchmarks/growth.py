@@ -73,8 +73,8 @@ def _checkpoints(folder: Path, count: int, at: Path | None) -> Iterator[Row]:
 
     for what, same in asked(first).items():
         push = what.startswith("push")
-        for size, reg in list(registries.items())[1:]:
-            row = Row(f"{what}, {size} checkpoints", "100 checkpoints", None)
+        for held, reg in list(registries.items())[1:]:
+            row = Row(f"{what}, {held} checkpoints", "100 checkpoints", None)
             before = _small(path) if push else lambda: None
             rounds(row, asked(reg)[what], same, 4 * count, before=before)
             row.note = _ms(row)
@@ -91,8 +91,7 @@ def _sizes(folder: Path, mib: int, count: int) -> Iterator[Row]:
     for size in (1, 8, 64, 512, 2048, 8192):
         if size > mib or shutil.disk_usage(folder).free < 4 * size << 20:
             continue
-        torch.save({"state_dict": {"w": torch.rand(size << 18)}}, source)
-        fresh = Fresh(source)
+        fresh = Fresh(source, size)
 
         def clear(fresh: Fresh = fresh) -> None:
             for blob in (place / "blobs").glob("*/*"):

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import blake3
-import torch
 
 from registry import Registry
 
@@ -36,7 +35,6 @@ def push_and_pull(folder: Path, mib: int, count: int) -> list[Row]:
             server.make_bucket("speed")
             os.environ.update(server.environment(), CKREG_CACHE=str(place / "cache"))
             path = place / "net.pt"
-            torch.save({"state_dict": {"w": torch.rand(mib << 18)}}, path)
             raw = S3Store.from_url(
                 "s3://speed/raw", client_options={"allow_http": True}, checksum_algorithm="SHA256"
             )
@@ -57,7 +55,7 @@ def push_and_pull(folder: Path, mib: int, count: int) -> list[Row]:
                 push = Row(f"push {size} to S3", "obstore.put and a hash", 1.3)
                 rounds(
                     push, lambda: reg.push(path, model="net"), their_push, count,
-                    before=Fresh(path),
+                    before=Fresh(path, mib),
                 )  # fmt: skip
 
                 def our_pull() -> None:

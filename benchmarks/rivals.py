@@ -155,8 +155,10 @@ def rivals(folder: Path, mib: int, count: int) -> Iterator[Row]:
     torch.save({}, tiny)
     row = Row(f"torch.load(mmap=True) + load_state_dict, {mib // 3} MiB", "without mmap", None)
     for number in range(count + 1):
-        words = {"path": str(weights), "tiny": str(tiny), "mib": mib // 3}
-        pair = [child(_LOAD, mmap=mmap, **words)["s"] for mmap in (True, False)]
+        pair = [
+            child(_LOAD, mmap=mmap, path=str(weights), tiny=str(tiny), mib=mib // 3)["s"]
+            for mmap in (True, False)
+        ]
         if number:
             row.times.append(pair[0])
             row.others.append(pair[1])
