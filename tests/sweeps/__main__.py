@@ -45,12 +45,12 @@ def main(words: list[str] | None = None) -> int:
     of_crowds.add_argument("--writers", type=int, default=64)
     of_crowds.add_argument("--count", type=int, default=100, help="pushes of each writer")
     of_crowds.add_argument("--stops", type=int, default=400, help="calls of each name, at most")
-    of_crowds.add_argument("--engine", choices=("sqlite", "postgres"), default="sqlite")
+    of_crowds.add_argument("--engine", choices=("sqlite", *server_crowds.ENGINES), default="sqlite")
     of_crowds.set_defaults(
         sweep=lambda g: (
             crowds.sweep(g.writers, g.count, g.stops)
             if g.engine == "sqlite"
-            else server_crowds.sweep(g.writers, g.count)
+            else server_crowds.sweep(g.engine, g.writers, g.count)
         )
     )
     of_damage = sweeps.add_parser("damage", help=_first(damage))
