@@ -111,7 +111,7 @@ def best(ckpt: Checkpoint, metric: str, mode: str) -> Page:
                     ("metrics", _metrics(ckpt.metrics)),
                     ("run", _run(ckpt)),
                     ("saved on", _short(ckpt)),
-                    ("wrapped", _style(ckpt)),
+                    ("wrapped", style(ckpt)),
                     ("size", size(ckpt.size_bytes)),
                     ("created", clock(ckpt.created_at)),
                     ("tags", ", ".join(ckpt.tags)),
@@ -298,12 +298,13 @@ def _short(ckpt: Checkpoint) -> str:
     return "unknown" if short == "-" else short
 
 
-def _style(ckpt: Checkpoint) -> str:
+def style(ckpt: Checkpoint) -> str:
+    """Return how the live model was wrapped, and where that is known from."""
     source = ckpt.provenance.key_style
     if source == "unknown":
         return "unknown"
-    style = f"'{ckpt.key_style}'" if ckpt.key_style else "no"
-    return style if source == "recorded" else f"{style} ({source} from the file's keys)"
+    text = f"'{ckpt.key_style}'" if ckpt.key_style else "no"
+    return text if source == "recorded" else f"{text} ({source} from the file's keys)"
 
 
 def _facts(ckpt: Checkpoint) -> tuple[Row, ...]:
@@ -432,7 +433,7 @@ def _device(device: Device) -> str:
 def _keys(ckpt: Checkpoint, examples: Iterable[tuple[str, str]]) -> tuple[Row, ...]:
     elements = "" if ckpt.parameters is None else f", {ckpt.parameters:,} parameters"
     return (
-        ("wrapped", _style(ckpt)),
+        ("wrapped", style(ckpt)),
         *(
             ("for example", f"{live}, {'as' if live == stored else stored} in the file")
             for live, stored in examples
@@ -457,9 +458,8 @@ def _examples(ckpt: Checkpoint, signature: Signature | None) -> list[tuple[str, 
 
 def _files(ckpt: Checkpoint) -> tuple[Row, ...]:
     several = len(ckpt.files) > 1
-    names = ckpt.unsafe_globals
     return (
-        *_known(("kind", _CONTAINERS.get(ckpt.container, ckpt.container))),
+        *_known(("kind", kind(ckpt))),
         *(("name", f"{f.name}, {size(f.size_bytes)}, {f.digest}") for f in ckpt.files[:_MOST]),
         *_more(len(ckpt.files), "file"),
         *_known(("together", f"{size(ckpt.size_bytes)}, {ckpt.digest}" if several else None)),
@@ -467,13 +467,23 @@ def _files(ckpt: Checkpoint) -> tuple[Row, ...]:
             ("also in it", listed([f"{n} ({c})" for n, c in ckpt.optimizers.items()])),
             ("scheduler", ckpt.scheduler),
         ),
-        (
-            "trust",
-            f"asks for {count(len(names), 'thing')} that weights_only would refuse and ckreg never "
-            f"runs: {listed(names)}"
-            if names
-            else "plain data: nothing in it asks for code",
-        ),
+        ("trust", trust(ckpt)),
+    )
+
+
+def kind(ckpt: Checkpoint) -> str:
+    """Return what sort of file or folder it is."""
+    return _CONTAINERS.get(ckpt.container, ckpt.container)
+
+
+def trust(ckpt: Checkpoint) -> str:
+    """Return whether anything in it asks for code."""
+    names = ckpt.unsafe_globals
+    if not names:
+        return "plain data: nothing in it asks for code"
+    return (
+        f"asks for {count(len(names), 'thing')} that weights_only would refuse and ckreg never "
+        f"runs: {listed(names)}"
     )
 
 

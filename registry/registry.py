@@ -743,8 +743,9 @@ class Registry:
         Raises:
             NotFoundError, AmbiguousError: as get.
         """
-        id = self._resolve(ref, include_removed=True).id
-        return self._catalog().ancestors(id, limit=limit)
+        if not isinstance(ref, Checkpoint):
+            ref = self._resolve(ref, include_removed=True)
+        return self._catalog().ancestors(ref.id, limit=limit)
 
     def children(self, ref: Ref, *, limit: int = 10) -> list[Checkpoint]:
         """Return what continues a checkpoint, the oldest first; removed ones too.
@@ -752,8 +753,9 @@ class Registry:
         Raises:
             NotFoundError, AmbiguousError: as get.
         """
-        id = self._resolve(ref, include_removed=True).id
-        return self._catalog().children(id, limit=limit)
+        if not isinstance(ref, Checkpoint):
+            ref = self._resolve(ref, include_removed=True)
+        return self._catalog().children(ref.id, limit=limit)
 
     def best(
         self,

@@ -146,6 +146,21 @@ class TensorSpec:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def size_bytes(self) -> int | None:
+        """The bytes of its elements; None where the dtype's width isn't in its name.
+
+        Example:
+            >>> TensorSpec("fc.weight", "bfloat16", (10, 4)).size_bytes
+            80
+        """
+        match = _WIDTH.match(self.dtype)
+        bits = 8 if self.dtype == "bool" else int(match[1]) if match else 0
+        return self.elements * bits // 8 if bits >= 8 else None  # below 8 they are packed
+
+
+_WIDTH: Final = re.compile(r"(?:u?int|q?u?int|float|bfloat|complex|bits)(\d{1,3})")
+
 
 @dataclass(frozen=True)
 class Signature:

@@ -36,6 +36,7 @@ CONFORMING = frozenset(
         "runs",
         "surveying",
         "web",
+        "web_checkpoint",
         "where",
     ]
 )

@@ -8,7 +8,6 @@ which come one by one, are sealed one by one. So a flipped bit is DamagedError, 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -246,19 +245,12 @@ def run_of(row: Row[Any]) -> RunRecord:
 
 # --- signatures -----------------------------------------------------------------------------------
 
-_WIDTH: Final = re.compile(r"(?:u?int|q?u?int|float|bfloat|complex|bits)(\d+)")
-
 
 def weights_bytes(signature: Signature) -> int | None:
     """Return how many bytes the tensors take, or None where a dtype's width isn't in its name."""
-    total = 0
-    for tensor in signature.tensors:
-        match = _WIDTH.match(tensor.dtype)
-        bits = 8 if tensor.dtype == "bool" else int(match[1]) if match else 0
-        if bits < 8:  # packed or unknown
-            return None
-        total += tensor.elements * bits // 8
-    return total if total < 2**63 else None
+    sizes = [tensor.size_bytes for tensor in signature.tensors]
+    total = sum(size for size in sizes if size is not None)
+    return total if None not in sizes and total < 2**63 else None
 
 
 def moment(text: str) -> datetime:

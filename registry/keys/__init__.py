@@ -8,11 +8,20 @@ the readings that fit a target. Knows keys and shapes; nothing of files, records
 
 from .fitting import Way, candidates, is_whole, prefixed_ways, ways
 from .readings import Reading, stated_style
-from .renaming import PLAIN, guess_style, idle_positions, to_canonical, to_raw, wrapper_state
+from .renaming import (
+    PLAIN,
+    guess_style,
+    idle_positions,
+    spelled,
+    to_canonical,
+    to_raw,
+    wrapper_state,
+)
 from .trees import AVERAGED, Shapes
 
 __all__ = [
-    "to_canonical", "to_raw", "wrapper_state", "idle_positions", "guess_style", "PLAIN", "AVERAGED",
+    "to_canonical", "to_raw", "spelled", "wrapper_state", "idle_positions", "guess_style", "PLAIN",
+    "AVERAGED",
     "Reading", "stated_style", "Shapes",
     "Way", "ways", "prefixed_ways", "candidates", "is_whole",
 ]  # fmt: skip

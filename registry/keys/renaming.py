@@ -81,6 +81,24 @@ def to_raw(canonical_keys: Iterable[str], style: KeyStyle) -> dict[str, str]:
     return renames
 
 
+def spelled(canonical: str, style: KeyStyle) -> list[tuple[str, bool]]:
+    """Return the segments of a canonical key's raw key, each with whether it is a wrapper's.
+
+    Example:
+        >>> spelled("fc.weight", KeyStyle.parse("module."))
+        [('module', True), ('fc', False), ('weight', False)]
+    """
+    wraps = by_path(style)
+    deepest = max(map(len, wraps), default=-1)
+    segments = canonical.split(".")
+    found: list[tuple[str, bool]] = []
+    for at, segment in enumerate(segments):
+        if at <= deepest:
+            found += [(token, True) for token in wraps.get(tuple(segments[:at]), ())]
+        found.append((segment, False))
+    return found
+
+
 def wrapper_state(raw_keys: Iterable[str], style: KeyStyle) -> dict[str, str]:
     """Return raw key -> name of those keys that belong to a wrapper itself: AveragedModel's
     counter.
