@@ -155,7 +155,7 @@ def prepare(job: Job, run: RunRecord, turn: Turn | Together, *, snapshot: bool) 
         stateful=job.stateful,
         rng=job.rng,
         extra=job.extra,
-        record=_record(given, hardware.topology(live, ranks=tuple(places)).to_dict()),
+        record=record_of(given, hardware.topology(live, ranks=tuple(places)).to_dict()),
     )
     if not snapshot:
         return Prepared(tree, given, {}, lambda: None, together)
@@ -192,8 +192,8 @@ def write(
         )
 
 
-def _record(given: Given, topology: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the file's own record that doesn't come from the live objects."""
+def record_of(given: Given, topology: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a file's own record that doesn't come from the live objects."""
     run = given.run
     git = surroundings.git()
     return {

@@ -41,6 +41,7 @@ LAYERS = (
     "pushes",
     "importing",
     "registry",
+    "integrations",
     "pages",
     "output",
     "demo web",
@@ -71,6 +72,10 @@ HOMES: dict[str, dict[str, set[str]]] = {
     "obstore": {"blobs": {"body"}},
     "sklearn": {"demo": {"body"}},
     **{name: {"web": {"top", "body"}} for name in ("starlette", "jinja2", "uvicorn")},
+    "lightning": {"integrations": {"top"}},
+    "pytorch_lightning": {"integrations": {"top"}},
+    "transformers": {"integrations": {"top"}},
+    "accelerate": {"integrations": {"top"}},
 }
 """Each foreign package: the modules that may import it, and how. For types alone, any may."""
 

@@ -41,8 +41,12 @@ METRIC_WORD: Final = re.compile(
 )
 _DCP_FILE: Final = re.compile(r"__(\d{1,9})_\d+\.distcp")
 _MAX_RECORD_NODES: Final = 1_000_000
-_EXPORTED: Final = frozenset({"hf-model", "safetensors-sharded", "torch-sharded"})
-"""The folders that an export of ours makes; their own root keeps our record, not their files."""
+_CARRIES: Final = frozenset(
+    {"hf-model", "safetensors-sharded", "torch-sharded", "hf-trainer", "accelerate"}
+)
+"""The folders that an export or a callback of ours makes; their own root keeps our record, not
+their files.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +128,15 @@ def describe(contents: Contents, source: Sources) -> Description:
     plain = contents.container == "safetensors"
     # ckreg's own layout: another program's key of that name says nothing about where weights are
     laid_out = {"state_dict": top.get("state_dict")}
-    own = not plain and _claims(top) and any(w.where == "state_dict" for w in find(laid_out))
-    exported = plain or contents.container in _EXPORTED
-    record = _record(top["ckreg"]) if own or (exported and _claims(top)) else None
     layout = layout_of(top, contents.container)
+    theirs = layout.name == "lightning"  # with our record, and laid out as ever
+    own = (
+        not (plain or theirs)
+        and _claims(top)
+        and any(w.where == "state_dict" for w in find(laid_out))
+    )
+    carries = plain or theirs or contents.container in _CARRIES
+    record = _record(top["ckreg"]) if own or (carries and _claims(top)) else None
     chosen, ema, notes = choose(laid_out) if own else _weights(contents, layout)
     # A bare state dict has no place for facts: its keys are tensors' names.
     beside = chosen.where or plain or not contents.loadable

@@ -1,0 +1,216 @@
+"""Lightning: a callback that puts the Trainer's own checkpoints into a registry.
+
+Law: what is stored is a whole Lightning checkpoint, written by the Trainer itself, so that
+`trainer.fit(ckpt_path=…)` resumes from it as from any other; the record beside it says what the
+live model was. It is saved where ModelCheckpoint saves: when the validation of these very weights
+is over, so that its metrics are theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RefusedLoadError
+from ..records import Checkpoint as Saved
+from ..records import Mode
+from .training import Place, Training, on_rank_zero, settings, temporary
+
+if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    from pytorch_lightning.callbacks import Checkpoint
+else:
+    from lightning.pytorch.callbacks import Checkpoint
+
+if TYPE_CHECKING:
+    import tempfile
+
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class CheckpointCallback(Checkpoint):
+    """Save into a registry after each validation, and resume from there.
+
+    It takes ModelCheckpoint's place: `Trainer(callbacks=[CheckpointCallback(…)])` adds no other.
+    Without validation it saves when the training epoch is over. Every process has it, one writes.
+    If a save fails, training stops with the error.
+
+    Args:
+        registry: a `Registry`, or where it is; None: $CKREG_REGISTRY, ./.ckreg upward, ~/.ckreg.
+        model, dataset: as for `Registry.save`.
+        run: the run's name; the same name continues it.
+        config: settings to record; by default the module's `save_hyperparameters()`, what is plain
+            of them.
+        batch_size: the global one, over all devices.
+        monitor, mode: the logged metric that best means for this model, and whether "max" or "min".
+        acc: the logged metric that is the accuracy: it is recorded as acc besides.
+        save_top_k: keep the k best by monitor, and remove the others of this run; -1 keeps all.
+        save_last: keep the newest too.
+        every_n_epochs: how often to save.
+        save_weights_only: leave out what a resume needs.
+
+    Raises:
+        ValueError, TypeError: a word breaks its rule; said at once.
+
+    Attributes:
+        last: the newest checkpoint that it saved; on every process.
+    """
+
+    def __init__(
+        self,
+        registry: Place,
+        model: str,
+        *,
+        dataset: str | None = None,
+        run: str | None = None,
+        config: Mapping[str, object] | None = None,
+        batch_size: int | None = None,
+        monitor: str | None = None,
+        mode: Mode | None = None,
+        acc: str | None = None,
+        every_n_epochs: int = 1,
+        save_weights_only: bool = False,
+        tags: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self._training = Training(
+            registry, model, dataset=dataset, run=run, config=config, batch_size=batch_size,
+            monitor=monitor, mode=mode, acc=acc, tags=tags,
+        )  # fmt: skip
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs} is less than 1")
+        self._every_n_epochs = every_n_epochs
+        self._weights_only = save_weights_only
+        self._saved_at = 0  # ModelCheckpoint's rule: no step taken, nothing to save
+        self._record: dict[str, Any] | None = None
+        self._pulled: tempfile.TemporaryDirectory[str] | None = None
+        self.last: Saved | None = None
+
+    def ckpt_path(self, ref: Saved | str | None = None) -> str | None:
+        """Return the path of a checkpoint for `trainer.fit(net, ckpt_path=callback.ckpt_path())`.
+
+        The file is removed when training has begun.
+
+        Args:
+            ref: what to resume from; None: the newest of the run of this name, and None comes back
+                if there is none yet, so that the first start of a job needs no other line.
+
+        Raises:
+            NotFoundError, AmbiguousError: a ref names none, or several.
+            ValueError: no ref is given, and the run has no name.
+            DamagedError: the stored bytes are damaged.
+        """
+        self._pulled = temporary()
+        found = self._training.resume(ref, Path(self._pulled.name))
+        return None if found is None else os.fspath(found)
+
+    # --- the Trainer's hooks ------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the run, so that what would make a save fail fails now."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._training.begin(settings(dict(pl_module.hparams)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what was pulled to resume from: it has been read."""
+        if self._pulled is not None:
+            self._pulled.cleanup()
+            self._pulled = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, where validation comes once, before this; or never."""
+        if _saves_after_epoch(trainer):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, where validation comes several times in an epoch, or not in each."""
+        if not _saves_after_epoch(trainer):
+            self._save(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lay the record beside what the Trainer writes, in the checkpoints that go to the
+        registry.
+        """
+        if self._record is not None:
+            checkpoint["ckreg"] = self._record
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            trainer.fast_dev_run
+            or trainer.sanity_checking
+            or trainer.state.fn != "fit"
+            or trainer.global_step == self._saved_at
+            or (trainer.current_epoch + 1) % self._every_n_epochs
+        ):
+            return
+        strategy = trainer.strategy
+        folder = temporary(trainer.default_root_dir) if trainer.is_global_zero else None
+        try:
+            path = strategy.broadcast(folder and os.path.join(folder.name, "lightning.ckpt"))
+            if trainer.is_global_zero:
+                self._record = self._record_of(trainer, pl_module)
+            try:
+                trainer.save_checkpoint(path, self._weights_only)
+            finally:
+                self._record = None
+            self.last = on_rank_zero(
+                trainer.global_rank,
+                strategy.broadcast,
+                lambda: self._training.take(Path(path)),
+            )
+        finally:
+            if folder is not None:
+                folder.cleanup()
+        self._saved_at = trainer.global_step
+
+    def _record_of(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        from ..tensors import observe, wrappers
+
+        net = trainer.strategy.model or pl_module
+        if wrappers.is_sharded(net):
+            raise RefusedLoadError(
+                f"{type(trainer.strategy).__name__} spreads the net over its ranks, and what the "
+                "Trainer writes of it is not taken in by this callback yet",
+                hint="keep ModelCheckpoint, and take its folders in: ckreg push FOLDER --model "
+                f"{self._training.model}",
+            )
+        alone = len(trainer.optimizers) == 1
+        optimizers = {
+            "optimizer" if alone else f"optimizer_states.{i}": _bare(optimizer)
+            for i, optimizer in enumerate(trainer.optimizers)
+        }
+        schedulers = [c.scheduler for c in trainer.lr_scheduler_configs]
+        return self._training.record(
+            net,
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            metrics=self._training.finite(trainer.callback_metrics),
+            file_keys=observe.observe(pl_module).key_style,
+            optimizers={} if self._weights_only else optimizers,
+            scheduler=schedulers[0] if len(schedulers) == 1 and not self._weights_only else None,
+        )
+
+
+def _saves_after_epoch(trainer: Trainer) -> bool:
+    """Say whether to save when the training epoch is over, and not when validation is.
+
+    ModelCheckpoint's own rule (Lightning 2.6, `_should_save_on_train_epoch_end`): what the loops
+    have written by then is what a resume goes on from.
+    """
+    if trainer.check_val_every_n_epoch != 1:
+        return False
+    batches = trainer.num_val_batches
+    if not (sum(batches) if isinstance(batches, list) else batches):
+        return True
+    return bool(trainer.val_check_interval == 1.0)
+
+
+def _bare(optimizer: Any) -> Any:
+    """Return the torch optimizer in a LightningOptimizer."""
+    return getattr(optimizer, "optimizer", optimizer)

@@ -1,0 +1,158 @@
+"""Lightning's callback: what it saves is recorded, resumes exactly, and loads anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import digits
+import pytest
+import torch
+
+from registry import Registry
+
+pytest.importorskip("lightning")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """Sums of floats depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_killed_job_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
+    with Registry.create(tmp_path / "whole") as reg:
+        whole = digits.lightning(tmp_path / "whole", tmp_path)
+    Registry.create(tmp_path / "killed").close()
+    digits.killed("lightning", tmp_path / "killed", tmp_path, at=2)
+    with Registry.open(tmp_path / "killed") as reg:
+        assert [c.epoch for c in reg.find("digits-mlp", sort="version")] == [0, 1]
+        resumed = digits.lightning(tmp_path / "killed", tmp_path)
+        found = list(reg.find("digits-mlp", sort="version"))
+        assert [c.epoch for c in found] == [0, 1, 2, 3]
+        assert [c.step for c in found] == [10, 20, 30, 40]
+        assert [c.parent for c in found] == [None, *(c.id for c in found[:-1])]
+        assert {(c.run.name, c.dataset) for c in found if c.run} == {("a", "digits")}
+    for part in ("net", "optimizer", "scheduler"):
+        torch.testing.assert_close(resumed[part], whole[part], rtol=0, atol=0)
+    assert list(tmp_path.glob(".ckreg-*")) == []
+
+
+def test_best_has_the_highest_accuracy_and_it_is_that_of_these_weights(tmp_path):
+    trained = digits.lightning_module()
+    trained.on_validation_start = lambda: digits.spoil(trained.model, trained.current_epoch == 2)
+    with Registry.create(tmp_path / "reg") as reg:
+        digits.lightning(tmp_path / "reg", tmp_path, net=trained, max_epochs=3)
+        by_hand = {}
+        for checkpoint in reg.find("digits-mlp"):
+            net = digits.lightning_module()
+            reg.load(checkpoint, into=net)
+            by_hand[checkpoint.version] = digits.accuracy(net.model)
+            assert checkpoint.metrics["val_acc"] == checkpoint.acc
+            assert checkpoint.acc == pytest.approx(by_hand[checkpoint.version], abs=1e-7)
+        best = reg.best("digits-mlp")
+        assert by_hand[best.version] == max(by_hand.values())
+        assert (best.version, len(by_hand)) == (2, 3)  # the last one was spoilt
+        (model,) = reg.models()
+        assert (model.metric, model.mode) == ("val_acc", "max")
+
+
+def test_what_is_recorded_is_what_trained(tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        last = digits.lightning(tmp_path / "reg", tmp_path, max_epochs=1)["last"]
+        assert last == reg.get("digits-mlp")
+        assert last.provenance.topology == last.provenance.key_style == "recorded"
+        assert (last.topology.strategy, last.topology.device_type) == ("single", "cpu")
+        assert last.config == {"lr": 0.01}
+        assert last.optimizers == {"optimizer": "torch.optim.adam.Adam"}
+        path = reg.pull(last, tmp_path / "f.ckpt")
+    with Registry.create(tmp_path / "other") as other:  # the file carries its record
+        again = other.push(path)
+        assert (again.model, again.epoch, again.metrics) == (last.model, 0, last.metrics)
+        assert again.topology == last.topology
+        assert again.run == last.run
+
+
+def test_it_loads_into_the_bare_net_with_the_optimizer(tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        ended = digits.lightning(tmp_path / "reg", tmp_path)
+        net = digits.network()
+        optimizer = torch.optim.Adam(net.parameters())
+        reg.load("digits-mlp", into=net, optimizer=optimizer, keys="model.")
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, ended["net"][f"model.{key}"])
+    assert optimizer.state_dict()["state"].keys() == ended["optimizer"]["state"].keys()
+    moment = optimizer.state[net[0].weight]["exp_avg"]
+    assert torch.equal(moment, ended["optimizer"]["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"val_check_interval": 0.5}, [5, 10, 15, 20]),
+        ({"check_val_every_n_epoch": 2, "max_epochs": 4}, [20, 40]),
+    ],
+)
+def test_it_saves_after_each_validation(settings, steps, tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        digits.lightning(tmp_path / "reg", tmp_path, **{"max_epochs": 2, **settings})
+        found = list(reg.find("digits-mlp", sort="version"))
+        assert [c.step for c in found] == steps
+        for checkpoint in found:
+            net = digits.lightning_module()
+            reg.load(checkpoint, into=net)
+            assert checkpoint.acc == pytest.approx(digits.accuracy(net.model), abs=1e-7)
+
+
+def test_a_failed_save_stops_the_training(tmp_path):
+    with Registry.create(tmp_path / "reg"):
+        pass
+    with pytest.raises(ValueError, match="acc='nope' names a metric that isn't there: 'loss'"):
+        digits.lightning(tmp_path / "reg", tmp_path, words={"acc": "nope"})
+
+
+def test_words_are_checked_when_the_callback_is_made(tmp_path):
+    from registry.integrations.lightning import CheckpointCallback
+
+    for words, why in [
+        ({"monitor": "val_loss"}, "say mode='max' or mode='min'"),
+        ({"mode": "min"}, "name the metric as well"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0 is less than 1"),
+        ({"tags": ["best"]}, "best"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            CheckpointCallback(tmp_path, "m", **words)
+    with pytest.raises(ValueError, match="a run without a name can't be continued"):
+        CheckpointCallback(tmp_path, "m").ckpt_path()
+
+
+def test_the_net_inside_may_be_compiled(tmp_path):
+    net = digits.lightning_module()
+    net.model = torch.compile(net.model, backend="eager")
+    with Registry.create(tmp_path / "reg") as reg:
+        last = digits.lightning(tmp_path / "reg", tmp_path, net=net, max_epochs=1)["last"]
+        assert str(last.key_style) == str(last.file_keys) == "model._orig_mod."
+        plain = digits.lightning_module()
+        reg.load(last, into=plain)
+        assert last.acc == pytest.approx(digits.accuracy(plain.model), abs=1e-7)
+
+
+@pytest.mark.ranks
+def test_two_processes_save_one_checkpoint_and_go_on_after_a_kill(tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        digits.killed("lightning_ddp", tmp_path / "reg", tmp_path, at=2)
+        assert [c.epoch for c in reg.find("digits-mlp", sort="version")] == [0, 1]
+        done = digits.alone("lightning_ddp", tmp_path / "reg", tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = list(reg.find("digits-mlp", sort="version"))
+        assert [c.epoch for c in found] == [0, 1, 2, 3]
+        for checkpoint in found:
+            topology = checkpoint.topology
+            assert (topology.strategy, topology.world_size) == ("ddp", 2)
+            assert (str(checkpoint.key_style), str(checkpoint.file_keys)) == ("module.", "")
+            net = digits.lightning_module()
+            reg.load(checkpoint, into=net)
+            assert checkpoint.acc == pytest.approx(digits.accuracy(net.model), abs=1e-6)
