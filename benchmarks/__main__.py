@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import growth, million, objects, rivals, speed
+from . import growth, million, objects, pages, rivals, speed
 from .timing import Row, table
 
 
@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of million")
     parser.add_argument("--at", type=Path, help="where million's registry is kept, or already is")
-    names = ("in_and_out", "saves", "loads", "commands", "million", "growth", "objects")
+    names = ("in_and_out", "saves", "loads", "commands", "million", "growth", "pages", "objects")
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names[:-1],
         help="objects, which starts a server, is measured where it is named",
@@ -50,6 +50,8 @@ def main(words: list[str] | None = None) -> int:
             rows += million.million(folder, given.rounds, rows=given.rows, at=given.at)
         if "growth" in given.only:
             rows += growth.growth(folder, given.mib, given.rounds, at=given.at)
+        if "pages" in given.only:
+            rows += pages.pages(folder, given.rounds, at=given.at)
         if "objects" in given.only:
             rows += objects.push_and_pull(folder, given.mib, given.rounds)
         if given.rivals:

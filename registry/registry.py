@@ -31,6 +31,7 @@ from .values import (
     label,
     metrics_of,
     model_name,
+    now,
     one_of,
     optional_count,
     optional_text,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from .blobs import BlobStore
-    from .catalog import Choices, Course, Holding, Standing
+    from .catalog import Choices, Course, Freeable, Holding, Standing
     from .collecting import GcPlan
     from .copying import Copied
     from .diffing import Diff
@@ -1301,6 +1302,16 @@ class Registry:
             return found
         self._for_writing()  # not before: it sweeps what the plan counts
         return collecting.collect(store, catalog, upkeep, found)
+
+    def freeable(self, *, grace: timedelta | str = "14d", most: int = 100) -> Freeable:
+        """Return what `gc` would take of removed checkpoints, by the database and this machine's
+        clock alone. What a crash left behind isn't in it: `gc(dry_run=True)` reads the store.
+
+        Args:
+            most: how many of the checkpoints are named.
+        """
+        span = duration(grace)
+        return self._catalog().freeable(now() - span, most=most)
 
     def _database(self) -> Database | ServerDatabase:
         return places.database(self._location)

@@ -24,7 +24,7 @@ import torch
 from registry import Registry
 
 if TYPE_CHECKING:
-    from playwright.sync_api import ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,11 +118,8 @@ class Seen:
 
 
 @contextmanager
-def browsing(
-    *, width: int = 1280, height: int = 860, dark: bool = False, scale: float = 1.0,
-    scripts: bool = True,
-) -> Iterator[tuple[Page, Seen]]:  # fmt: skip
-    """Lend a page of a headless Chromium, and what it sees."""
+def chromium() -> Iterator[Browser]:
+    """Lend a headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -131,19 +128,30 @@ def browsing(
             args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
         )
         try:
-            context = browser.new_context(
-                viewport={"width": width, "height": height},
-                color_scheme="dark" if dark else "light",
-                device_scale_factor=scale,
-                java_script_enabled=scripts,
-                reduced_motion="reduce",
-            )
-            page = context.new_page()
-            page.set_default_timeout(20_000)
-            seen = Seen()
-            page.on("request", lambda request: seen.urls.append(request.url))
-            page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-            page.on("console", seen.said)
-            yield page, seen
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def looking(
+    browser: Browser, *, width: int = 1280, height: int = 860, dark: bool = False,
+    scripts: bool = True,
+) -> Iterator[tuple[Page, Seen]]:  # fmt: skip
+    """Lend a page of a browser that knows nothing yet, and what it sees."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        java_script_enabled=scripts,
+        reduced_motion="reduce",
+    )
+    try:
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        seen = Seen()
+        page.on("request", lambda request: seen.urls.append(request.url))
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        page.on("console", seen.said)
+        yield page, seen
+    finally:
+        context.close()

@@ -38,6 +38,8 @@ def test_the_wheel_holds_the_package_and_the_migrations_and_nothing_else(built: 
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     assert "registry/migrations/env.py" in names
     assert "registry/py.typed" in names
+    pages = [p for p in (ROOT / "registry/web").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert {p.relative_to(ROOT).as_posix() for p in pages} <= set(names)
     revisions = [n for n in names if n.startswith("registry/migrations/versions/")]
     assert len(revisions) == len(list((ROOT / "migrations/versions").glob("*.py")))
     assert {n.split("/")[0] for n in names} <= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -68,14 +69,31 @@ def test_a_course_has_what_find_finds(filled: Registry, words: dict[str, object]
     ] == [(c.id, c.version, c.dataset, c.epoch, c.step, c.created_at, c.acc, c.run) for c in found]
 
 
-def test_a_long_course_is_thinned_evenly(filled: Registry) -> None:
-    whole = filled.course("net", "acc")
-    course = filled.course("net", "acc", most=8)
-    assert course.total == whole.total == 23
-    assert 5 <= len(course.points) <= 11
+def test_a_long_course_is_thinned_evenly(reg: Registry, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}}, tmp_path / "w.pt")
+    for number in range(60):  # two runs that save by turns
+        reg.push(tmp_path / "w.pt", model="net", run=f"run-{number % 2}", epoch=number, acc=0.5)
+    whole, course = reg.course("net", "acc"), reg.course("net", "acc", most=20)
+    assert (course.total, whole.total, whole.whole) == (60, 60, None)
+    assert course.whole == frozenset()  # each of the two has more than that
     assert set(course.points) < set(whole.points)
+    assert 17 <= len(course.points) <= 23
     runs = [point.run.name for point in course.points if point.run]
-    assert {runs.count("run-0"), runs.count("run-1")} <= set(range(2, 8))  # they save by turns
+    assert {runs.count("run-0"), runs.count("run-1")} <= set(range(7, 14))
+    versions = [point.version for point in course.points]
+    assert max(b - a for a, b in itertools.pairwise(versions)) <= 6
+
+
+def test_of_a_long_course_the_newest_runs_stay_whole(filled: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": {"w": torch.zeros(2)}}, path)
+    for epoch in range(4):
+        filled.push(path, model="net", dataset="a", run="new", epoch=epoch, acc=0.5)
+    course = filled.course("net", "acc", most=6)
+    new = [point for point in course.points if point.run and point.run.name == "new"]
+    assert [point.epoch for point in new] == [0, 1, 2, 3]
+    assert course.whole == {point.run.id for point in new if point.run}
+    assert len(course.points) < course.total == 27
 
 
 def test_a_course_of_nothing_is_empty_or_an_error(filled: Registry) -> None:
@@ -111,6 +129,24 @@ def test_what_gc_took_is_held_no_more(filled: Registry) -> None:
     after = {h.model: h for h in filled.holdings()}
     assert (before["net"].removed, after["net"].removed) == (1, 0)
     assert after["vision/net"].size_bytes > 0  # others have its file
+
+
+def test_what_is_freeable_is_what_gc_takes(filled: Registry) -> None:
+    assert filled.freeable().waiting == 2
+    assert (filled.freeable().checkpoints, filled.freeable().size_bytes) == (0, 0)
+    filled.remove("net@v23", force=True)  # its file was v24's too, and vision/net's
+    filled.remove("net@v1", force=True)
+    filled.remove("net@v2", force=True)  # and nobody else has theirs
+    found, plan = filled.freeable(grace="0"), filled.gc(grace="0", dry_run=True)
+    assert (found.checkpoints, found.waiting) == (len(plan.checkpoints), 0) == (5, 0)
+    assert set(found.first) == set(plan.checkpoints)
+    assert (found.blobs, found.size_bytes) == (
+        len(plan.blobs),
+        sum(b.size_bytes for b in plan.blobs),
+    )
+    assert found.size_bytes > 0
+    filled.gc(grace="0")
+    assert filled.freeable(grace="0").checkpoints == 0
 
 
 def test_a_registry_that_is_not_there_yet_has_nothing() -> None:

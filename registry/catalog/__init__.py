@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .collecting import Removed, portions
     from .moving import Arrival, Arrivals, Inventory, Listed, ModelFacts
     from .settling import Gone
-    from .surveying import Choices, Course, Holding, Leader, Point, Standing
+    from .surveying import Choices, Course, Freeable, Holding, Leader, Point, Standing
     from .upkeep import Upkeep
     from .wholes import Whole
     from .wholes import parse as parse_whole
@@ -51,6 +51,7 @@ __all__ = [
     "Query",
     "Choices",
     "Course",
+    "Freeable",
     "Holding",
     "Leader",
     "Point",
@@ -67,7 +68,9 @@ _HOMES: Final = {
     **dict.fromkeys(("Checked", "Wrong"), "checking"),
     **dict.fromkeys(("Removed", "portions"), "collecting"),
     **dict.fromkeys(("Arrival", "Arrivals", "Inventory", "Listed", "ModelFacts"), "moving"),
-    **dict.fromkeys(("Choices", "Course", "Holding", "Leader", "Point", "Standing"), "surveying"),
+    **dict.fromkeys(
+        ("Choices", "Course", "Freeable", "Holding", "Leader", "Point", "Standing"), "surveying"
+    ),
     "Gone": "settling",
     "Upkeep": "upkeep",
     "Whole": "wholes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..blobs import Blob
     from .adding import Added, Draft
     from .changing import AliasMove, Recorded
-    from .surveying import Choices, Course, Holding, Standing
+    from .surveying import Choices, Course, Freeable, Holding, Standing
 
 _PAGE = 200
 
@@ -250,6 +251,13 @@ class Catalog:
 
         with self._database.read() as connection:
             return surveying.holdings(connection)
+
+    def freeable(self, before: datetime, *, most: int) -> Freeable:
+        """Return what goes with the checkpoints that were removed before a time."""
+        from . import surveying
+
+        with self._database.read() as connection:
+            return surveying.freeable(connection, before, most=most)
 
     # --- models and runs ---------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, select, true
+from sqlalchemy import Connection, and_, exists, func, not_, select, true, union
 
 from ..records import RunRef
 from ..tables import blobs, checkpoints, files, metrics, models, runs, tags
-from ..values import CheckpointId
+from ..values import CheckpointId, time_text
+from .collecting import Removed
 from .finding import Query, conditions_of
 from .naming import metric_names, the_model
 from .narrowing import counted
@@ -25,6 +26,9 @@ from .rows import moment
 from .scopes import ANY, datasets, of_dataset
 
 _PRIME: Final = 10_007
+_RUNS: Final = 12
+"""Of so many runs, the newest, no point is left out of a chart: lines with gaps would tell lies."""
+
 _STEP: Final = 6_189  # near the prime divided by the golden ratio: multiples spread evenly
 
 
@@ -72,10 +76,12 @@ class Course:
 
     Attributes:
         total: how many have the metric; where they are too many, `points` are spread evenly.
+        whole: where they are too many, the ids of the runs of which none was left out.
     """
 
     points: tuple[Point, ...]
     total: int
+    whole: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,23 @@ class Holding:
     checkpoints: int
     removed: int
     removed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freeable:
+    """What gc would take with the checkpoints that were removed before a time.
+
+    Attributes:
+        first: of these, the longest removed ones.
+        blobs, size_bytes: that no other checkpoint needs.
+        waiting: how many were removed later.
+    """
+
+    checkpoints: int
+    first: tuple[Removed, ...]
+    blobs: int
+    size_bytes: int
+    waiting: int
 
 
 def standings(connection: Connection, names: Sequence[str], *, most: int) -> dict[str, Standing]:
@@ -144,7 +167,8 @@ def course(connection: Connection, query: Query, metric: str, *, most: int) -> C
 
     Args:
         query: its order and its dataset of metrics aside, as a list's; the model is said.
-        most: about how many points; a few more may come.
+        most: about how many points; of more, as many come spread evenly, and of the newest runs
+            all, as far as those are no more again.
     """
     assert query.model is not None
     model_pk = int(the_model(connection, query.model).pk)
@@ -159,22 +183,31 @@ def course(connection: Connection, query: Query, metric: str, *, most: int) -> C
         scope += counted(connection, conditions_of(query, model_pk)).conditions
         amount = amount.join(checkpoints, joined)
     total = int(connection.scalar(amount.where(*scope)) or 0)
-    if total > most:
-        # By a multiple of the version, modulo a prime: what goes round in the versions, such as
-        # runs that save by turns, is thinned alike.
-        share = -(-_PRIME * most // total)
-        scope.append((metrics.c.version * _STEP) % _PRIME < share)
-    rows = connection.execute(
-        select(
-            checkpoints.c.id, checkpoints.c.version, checkpoints.c.dataset, checkpoints.c.epoch,
-            checkpoints.c.step, checkpoints.c.created_at, metrics.c.value,
-            runs.c.id.label("run_id"), runs.c.name.label("run_name"),
-        )
-        .select_from(metrics)
+    columns = select(
+        checkpoints.c.id, checkpoints.c.version, checkpoints.c.dataset, checkpoints.c.epoch,
+        checkpoints.c.step, checkpoints.c.created_at, metrics.c.value,
+        runs.c.id.label("run_id"), runs.c.name.label("run_name"),
+    )  # fmt: skip
+    wanted = (
+        columns.select_from(metrics)
         .join(checkpoints, joined)
         .outerjoin(runs, runs.c.pk == checkpoints.c.run_pk)
         .where(*scope)
-    ).all()  # fmt: skip
+    )
+    whole: list[int] = []
+    if total <= most:
+        rows = list(connection.execute(wanted))
+    else:
+        whole = _newest_runs(connection, model_pk, query, metric, most)
+        # By a multiple of the version, modulo a prime: what goes round in the versions, such as
+        # runs that save by turns, is thinned alike.
+        share = -(-_PRIME * most // total)
+        thinned = wanted.where((metrics.c.version * _STEP) % _PRIME < share)
+        found = {row.version: row for row in connection.execute(thinned)}
+        if whole:
+            of_runs = wanted.where(metrics.c.run_pk.in_(whole))
+            found |= {row.version: row for row in connection.execute(of_runs)}
+        rows = list(found.values())
     points = [
         Point(
             CheckpointId(row.id), row.version, row.dataset, row.epoch, row.step,
@@ -183,7 +216,38 @@ def course(connection: Connection, query: Query, metric: str, *, most: int) -> C
         )
         for row in rows
     ]  # fmt: skip
-    return Course(tuple(sorted(points, key=lambda point: point.version)), total)
+    named = connection.scalars(select(runs.c.id).where(runs.c.pk.in_(whole))) if whole else ()
+    points.sort(key=lambda point: point.version)
+    return Course(tuple(points), total, frozenset(named) if total > most else None)
+
+
+def _newest_runs(
+    connection: Connection, model_pk: int, query: Query, metric: str, most: int
+) -> list[int]:
+    """Return the newest runs of a model that together have no more points than `most`."""
+    of = [runs.c.model_pk == model_pk]
+    if query.dataset is not ANY:
+        of.append(of_dataset(runs.c.dataset, query.dataset))
+    newest = connection.scalars(
+        select(runs.c.pk)
+        .where(*of)
+        .order_by(runs.c.created_at.desc(), runs.c.pk.desc())
+        .limit(_RUNS)
+    ).all()
+    amounts = select(metrics.c.run_pk, func.count().label("amount")).where(
+        metrics.c.run_pk.in_(newest), metrics.c.name == metric, metrics.c.live == true()
+    )
+    found = {
+        row.run_pk: row.amount for row in connection.execute(amounts.group_by(metrics.c.run_pk))
+    }
+    whole: list[int] = []
+    left = most
+    for pk in newest:
+        left -= found.get(pk, 0)
+        if left < 0:
+            break
+        whole.append(pk)
+    return whole
 
 
 def choices(connection: Connection, model: str | None, *, most: int) -> Choices:
@@ -249,3 +313,56 @@ def holdings(connection: Connection) -> list[Holding]:
             )
         )
     return sorted(found, key=lambda one: (-one.size_bytes, one.model))
+
+
+def freeable(connection: Connection, before: datetime, *, most: int) -> Freeable:
+    """Return what goes with the checkpoints that were removed before a time."""
+    at = time_text(before)
+    removed = and_(checkpoints.c.removed_at.is_not(None), checkpoints.c.collected_at.is_(None))
+    old = and_(removed, checkpoints.c.removed_at <= at)
+    every, going = connection.execute(
+        select(func.count(), func.count().filter(checkpoints.c.removed_at <= at)).where(removed)
+    ).one()
+    first = connection.execute(
+        select(
+            checkpoints.c.id, checkpoints.c.version, checkpoints.c.removed_at,
+            checkpoints.c.size_bytes, models.c.name,
+        )
+        .join(models, models.c.pk == checkpoints.c.model_pk)
+        .where(old)
+        .order_by(checkpoints.c.removed_at, checkpoints.c.pk)
+        .limit(most)
+    ).all()  # fmt: skip
+    other = checkpoints.alias("other")
+    stays = not_(and_(other.c.removed_at.is_not(None), other.c.removed_at <= at))
+    columns = (files.c.digest, files.c.index_digest)
+    theirs = union(
+        *(
+            select(column.label("digest"))
+            .join(checkpoints, checkpoints.c.pk == files.c.checkpoint_pk)
+            .where(old, column.is_not(None))
+            for column in columns
+        )
+    ).subquery()
+    needed = [
+        exists().where(column == blobs.c.digest, other.c.pk == files.c.checkpoint_pk, stays)
+        for column in columns
+    ]
+    amount, size_bytes = connection.execute(
+        select(func.count(), func.coalesce(func.sum(blobs.c.size_bytes), 0)).where(
+            blobs.c.digest.in_(select(theirs.c.digest)), *(~found for found in needed)
+        )
+    ).one()
+    return Freeable(
+        int(going),
+        tuple(
+            Removed(
+                CheckpointId(row.id), f"{row.name}@v{row.version}", moment(row.removed_at),
+                row.size_bytes,
+            )
+            for row in first
+        ),
+        int(amount),
+        int(size_bytes),
+        int(every - going),
+    )  # fmt: skip

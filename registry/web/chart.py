@@ -78,6 +78,9 @@ def _columns(course: Course, axis: Callable[[Point], float | None]) -> dict[str,
         "without_x": len(course.points) - len(found),
         "runs": names,
         "no_run": runs.get(None),
+        "whole": None
+        if course.whole is None
+        else [at for id, at in runs.items() if id in course.whole],
         "datasets": datasets,
         "at": [row[0] for row in found],
         "value": [row[1] for row in found],
@@ -100,7 +103,7 @@ def _best(
     leaders = [] if not drawn else reg.standings([model.name])[model.name].leaders
     found: list[dict[str, object]] = []
     for leader in leaders:
-        if leader.dataset not in drawn:
+        if leader.dataset not in drawn or not _is_among(reg, leader.id, model, asked):
             continue
         ckpt = reg.get(leader.id)
         x, value = axis(ckpt), ckpt.metrics.get(metric)
@@ -109,6 +112,14 @@ def _best(
                 {"at": x, "value": value, "version": ckpt.version, "dataset": ckpt.dataset}
             )
     return found
+
+
+def _is_among(reg: Registry, id: str, model: Model, asked: Asked) -> bool:
+    """Return whether a checkpoint is one of those that are asked for: it may not be drawn."""
+    if not asked.narrow:
+        return True
+    where = f'id == "{id}"' + (f" and ({asked.where})" if asked.where else "")
+    return reg.count(model.name, **{**asked.words, "where": where}) > 0
 
 
 ROUTES: Final = [Route("/chart.json", chart)]

@@ -127,7 +127,6 @@ def _templates() -> jinja2.Environment:
         "number": formatting.number,
         "count": formatting.count,
         "listed": formatting.listed,
-        "short_id": lambda id: id[:12],
     }
     return environment
 

@@ -20,6 +20,11 @@
       }
   });
 
+  // A choice filters at once; what is typed, when Enter says that it is complete.
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("form.filters select")) event.target.form.requestSubmit();
+  });
+
   // --- rows ---
 
   const rows = () => $$("[data-rows] tbody tr").filter((row) => $("[data-open]", row));

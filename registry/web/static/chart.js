@@ -39,7 +39,8 @@
     const amount = new Array(data.runs.length).fill(0);
     for (const run of data.run) amount[run]++;
     const named = [...data.runs.keys()].filter((run) => run !== data.no_run);
-    const drawn = named.slice(-LINES).filter((run) => amount[run] > 0);
+    // Of runs that were thinned a line would join what doesn't follow each other.
+    const drawn = (data.whole ?? named).slice(-LINES).filter((run) => amount[run] > 0);
     const place = new Map(drawn.map((run, at) => [run, at + 2]));
     const series = [data.at, ...[...Array(drawn.length + 1)].map(() => new Array(size).fill(null))];
     for (let i = 0; i < size; i++) series[place.get(data.run[i]) ?? 1][i] = data.value[i];
@@ -112,7 +113,7 @@
     const notes = [];
     const points = data.total.toLocaleString("en");
     if (data.shown + data.without_x < data.total)
-      notes.push(`${data.shown.toLocaleString("en")} of ${points} points: thinned evenly, the best always shown`);
+      notes.push(`${data.shown.toLocaleString("en")} of ${points} points: thinned evenly; the newest runs and the best are whole`);
     else notes.push(`${data.shown.toLocaleString("en")} ${data.shown === 1 ? "point" : "points"}`);
     if (data.without_x) notes.push(`${data.without_x.toLocaleString("en")} without ${data.x} left out`);
     if (data.datasets.length > 1) notes.push(`${data.datasets.length} datasets, which don't compare: choose one`);
@@ -134,7 +135,7 @@
       const text = document.createElement("span");
       text.className = "muted";
       const words = [];
-      if (rest) words.push(`and ${rest.toLocaleString("en")} more ${rest === 1 ? "run" : "runs"}${others ? ", the older as dots" : ""}`);
+      if (rest) words.push(`and ${rest.toLocaleString("en")} more ${rest === 1 ? "run" : "runs"}${others ? ", older ones as dots" : ""}`);
       if (data.no_run !== null) words.push("dots: saved in no run");
       text.textContent = words.join("; ");
       legend.append(text);
@@ -144,6 +145,7 @@
   function mark(u) {
     const context = u.ctx;
     const ratio = devicePixelRatio;
+    const labels = [];
     context.save();
     for (const best of data.best) {
       const x = u.valToPos(best.at, "x", true), y = u.valToPos(best.value, "y", true);
@@ -154,16 +156,25 @@
       context.lineWidth = 2 * ratio;
       context.strokeStyle = color("--panel");
       context.stroke();
+    }
+    for (const best of data.best) {
+      const x = u.valToPos(best.at, "x", true), y = u.valToPos(best.value, "y", true);
       context.font = `600 ${12 * ratio}px ${getComputedStyle(document.body).fontFamily}`;
       context.fillStyle = color("--good");
+      context.strokeStyle = color("--panel");
       const text = `best v${best.version}`;
       const wide = context.measureText(text).width;
       const right = x + 10 * ratio + wide < u.bbox.left + u.bbox.width;
       context.textAlign = right ? "left" : "right";
       context.textBaseline = "middle";
-      context.lineWidth = 4 * ratio;
-      context.strokeText(text, x + (right ? 11 : -11) * ratio, y);
-      context.fillText(text, x + (right ? 11 : -11) * ratio, y);
+      const left = x + (right ? 11 : -11) * ratio;
+      let line = y;
+      while (labels.some(([lx, ly]) => Math.abs(lx - left) < 110 * ratio && Math.abs(ly - line) < 15 * ratio)) line += 16 * ratio;
+      labels.push([left, line]);
+      context.lineJoin = "round";
+      context.lineWidth = 5 * ratio;
+      context.strokeText(text, left, line);
+      context.fillText(text, left, line);
     }
     context.restore();
   }
