@@ -22,7 +22,7 @@ from typing import Final, NoReturn, TextIO
 
 import click
 
-from . import __version__
+from . import __version__, terminal
 from .commands import COMMANDS
 from .commands.session import Session, registry_option
 from .errors import CkregError, CkregWarning
@@ -179,15 +179,16 @@ def _say(label: str, kind: str, code: int, message: str, hint: str | None, as_js
         document = {"type": kind, "exit_code": code, "message": message, "hint": hint}
         text = json.dumps(document)
     else:
-        text = _block(label, message)
+        text = _block(label, label.strip(": "), message)
         if hint:
-            text += "\n" + _block("hint:  ", hint)
+            text += "\n" + _block("hint:  ", "hint", hint)
     sys.stderr.write(text + "\n")
 
 
-def _block(label: str, text: str) -> str:
-    lines = visible(text, lines=True).splitlines() or [""]
-    return "\n".join((label if i == 0 else " " * len(label)) + line for i, line in enumerate(lines))
+def _block(label: str, kind: str, text: str) -> str:
+    first, *rest = visible(text, lines=True).splitlines() or [""]
+    begin = terminal.styled(sys.stderr, label, kind)
+    return "\n".join([begin + first, *(" " * len(label) + line for line in rest)])
 
 
 def _lower(message: str) -> str:

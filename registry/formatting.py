@@ -6,7 +6,7 @@ Law: what comes from a file or a database never reaches a terminal as a control 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -67,6 +67,23 @@ def cut(text: str, columns: int) -> str:
     return text + "…"
 
 
+def wrapped(text: str, columns: int) -> Iterator[str]:
+    """Give a text's lines of some columns, broken between words; a longer word stays whole.
+
+    Example:
+        >>> list(wrapped("to be or not to be", 9))
+        ['to be or', 'not to be']
+    """
+    line = ""
+    for word in text.split(" "):
+        if line and width(line) + 1 + width(word) > columns:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    yield line
+
+
 def number(value: float | None) -> str:
     """Return a metric in a few digits, `-` for none.
 
@@ -110,11 +127,21 @@ def size(size_bytes: int) -> str:
 
 def age(moment: datetime, at: datetime | None = None) -> str:
     """Return how long ago a time was, in one unit: `40s`, `3h`, `2w`; `now` for the future."""
-    seconds = int(((at or now()) - moment).total_seconds())
+    seconds = ((at or now()) - moment).total_seconds()
+    return age_of(seconds) if seconds >= 1 else "now"
+
+
+def age_of(seconds: float) -> str:
+    """Return a span of time in one unit, in which it is 1 at least: `0s`, `40s`, `3h`, `2w`.
+
+    Example:
+        >>> [age_of(s) for s in (0.4, 59, 60, 7300, 86400 * 15)]
+        ['0s', '59s', '1m', '2h', '2w']
+    """
     for span, unit in _AGES:
         if seconds >= span:
-            return f"{seconds // span}{unit}"
-    return f"{seconds}s" if seconds > 0 else "now"
+            return f"{int(seconds // span)}{unit}"
+    return f"{int(seconds)}s"
 
 
 def clock(moment: datetime, at: datetime | None = None) -> str:

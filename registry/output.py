@@ -8,17 +8,16 @@ command and no query.
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeVar
 
-from .formatting import age, change, count, cut, field, flat, number, pad, size, visible, width
+from . import terminal
+from .formatting import age, change, count, field, flat, number, size, visible
 from .pages import Page
 from .records import Checkpoint, Model
 from .values import FORMAT, time_text
@@ -35,9 +34,6 @@ T = TypeVar("T")
 
 Form = Literal["table", "tabs", "json", "refs"]
 
-_MEASURED: Final = 200  # rows that set a table's widths; a longer list streams on with those
-_LEAST: Final = 8  # columns that a shortened cell keeps
-
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -47,6 +43,7 @@ class Column:
         shown: the cell of the terminal's table.
         value: the whole value, for the tab-separated form.
         gives: may be shortened on a narrow terminal; a ref never is, because it gets pasted.
+        kind: what its cells are, for their colour; one of `terminal.STYLES`.
     """
 
     name: str
@@ -54,6 +51,7 @@ class Column:
     value: Callable[[Any], object]
     right: bool = False
     gives: bool = False
+    kind: str = ""
 
 
 def _or_dash(value: object) -> str:
@@ -68,14 +66,20 @@ def _wrapped(ckpt: Checkpoint) -> str:
 
 
 CHECKPOINT_COLUMNS: Final = (
-    Column("REF", lambda c: c.ref, lambda c: c.ref),
+    Column("REF", lambda c: c.ref, lambda c: c.ref, kind="ref"),
     Column("DATASET", lambda c: _or_dash(c.dataset), lambda c: c.dataset, gives=True),
     Column("EPOCH", lambda c: _or_dash(c.epoch), lambda c: c.epoch, right=True),
     Column("ACC", lambda c: number(c.acc), lambda c: c.acc, right=True),
     Column("WRAPPED", _wrapped, lambda c: c.key_style, gives=True),
     Column("TOPOLOGY", lambda c: c.topology.short(), lambda c: c.topology.short(), gives=True),
     Column("SIZE", lambda c: size(c.size_bytes), lambda c: c.size_bytes, right=True),
-    Column("AGE", lambda c: age(c.created_at), lambda c: time_text(c.created_at), right=True),
+    Column(
+        "AGE",
+        lambda c: age(c.created_at),
+        lambda c: time_text(c.created_at),
+        right=True,
+        kind="dim",
+    ),
 )
 
 REMOVED_COLUMN: Final = Column(
@@ -86,7 +90,7 @@ REMOVED_COLUMN: Final = Column(
 )
 
 MODEL_COLUMNS: Final = (
-    Column("MODEL", lambda m: m.name, lambda m: m.name),
+    Column("MODEL", lambda m: m.name, lambda m: m.name, kind="ref"),
     Column("VERSIONS", lambda m: str(m.versions), lambda m: m.versions, right=True),
     Column("LIVE", lambda m: str(m.checkpoints), lambda m: m.checkpoints, right=True),
     Column(
@@ -245,7 +249,7 @@ class Output:
             for name, text in flat(document):
                 self._stdout.write(f"{name}\t{text}\n")
         else:
-            self._stdout.write(page.render())
+            terminal.lines(self._stdout, page.lines(self._columns))
 
     def text(self, text: str, document: Mapping[str, object], ref: str) -> None:
         """Print plain words of several lines; the same in a terminal and in a pipe."""
@@ -379,9 +383,14 @@ class Output:
         """Name the registry that was written to: a write to the wrong one is seen at once."""
         self.note(f"registry: {location}")
 
-    def progress(self, label: str) -> Progress:
-        """Return a progress bar for one piece of work; silent where stderr is no terminal."""
-        return Progress(self._stderr, label, live=self._stderr.isatty())
+    def progress(self, label: str, unit: str | None = None) -> terminal.Progress:
+        """Return what shows how far one piece of work is; silent where stderr is no terminal.
+
+        Args:
+            unit: what is counted, or None for bytes.
+        """
+        live = self._stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return terminal.Progress(self._stderr, label, live=live, unit=unit)
 
     # --- forms ----------------------------------------------------------------------------------
 
@@ -401,28 +410,9 @@ class Output:
             for item in items:
                 self._stdout.write("\t".join(field(c.value(item)) for c in columns) + "\n")
         else:
+            headings = [terminal.Heading(c.name, c.right, c.gives, c.kind) for c in columns]
             rows = ([visible(c.shown(item)) for c in columns] for item in items)
-            first = list(itertools.islice(rows, _MEASURED))
-            if not first:
-                return
-            widths = _fit(columns, first, self._columns)
-            for row in itertools.chain([[c.name for c in columns]], first, rows):
-                cells = [
-                    pad(cut(text, w) if c.gives else text, w, right=c.right)
-                    for text, w, c in zip(row, widths, columns, strict=True)
-                ]
-                self._stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
-    """Return column widths; the widest that may give is shortened until a row fits."""
-    widths = [max(width(c.name), *(width(r[i]) for r in rows)) for i, c in enumerate(columns)]
-    while sum(widths) + 2 * (len(widths) - 1) > available:
-        giving = [i for i, c in enumerate(columns) if c.gives and widths[i] > _LEAST]
-        if not giving:
-            break
-        widths[max(giving, key=lambda i: widths[i])] -= 1
-    return widths
+            terminal.table(self._stdout, headings, rows, self._columns)
 
 
 def _json(value: object, *, indent: int | None = None) -> str:
@@ -440,55 +430,3 @@ def _model(model: Model) -> dict[str, object]:
         "mode": model.mode,
         "created_at": time_text(model.created_at),
     }
-
-
-class Progress:
-    """One line on a terminal that says how far a slow piece of work is; gone when it is done.
-
-    It shows nothing in the first second: most work is over by then. Called with (done, total) in
-    bytes.
-    """
-
-    _FIRST_S: Final = 1.0
-    _EVERY_S: Final = 0.1
-    _BAR: Final = 24
-
-    def __init__(
-        self,
-        stream: TextIO,
-        label: str,
-        *,
-        live: bool,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._stream = stream
-        self._label = visible(label)
-        self._live = live
-        self._clock = clock
-        self._began = clock()
-        self._drawn: float | None = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._drawn is not None:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-    def __call__(self, done: int, total: int) -> None:
-        at = self._clock()
-        since = self._began + self._FIRST_S - self._EVERY_S if self._drawn is None else self._drawn
-        if not self._live or at - since < self._EVERY_S:
-            return
-        self._drawn = at
-        part = min(done / total, 1.0) if total else 1.0
-        bar = "#" * round(part * self._BAR)
-        amounts = f"{size(done)} of {size(total)}, {size(round(done / (at - self._began)))}/s"
-        self._stream.write(f"\r{self._label} [{bar:<{self._BAR}}] {part:4.0%} {amounts}\x1b[K")
-        self._stream.flush()

@@ -7,13 +7,14 @@ a value. Pure: records in, text out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .formatting import clock, count, listed, number, pad, size, visible, width
+from .formatting import clock, count, listed, number, pad, size, visible, width, wrapped
 from .records import Checkpoint
 from .signature import Signature
+from .terminal import Span
 from .topology import Device, Mesh, Topology
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, str]
 
+_LEAST: Final = 30  # columns of a page's values on a terminal that is narrower than that
 _NAMES: Final = 14  # columns of a page's names; longer ones push their value on
 _MOST: Final = 12  # rows of one kind before the rest becomes a count
 
@@ -54,16 +56,30 @@ class Page:
     summary: str = ""
     sections: tuple[tuple[str, tuple[Row, ...]], ...] = ()
 
-    def render(self) -> str:
-        """Return the page as text for a terminal, everything foreign in it escaped."""
-        lines = [visible("  ".join(filter(None, (self.title, self.summary))))]
+    def lines(self, columns: int | None = None) -> Iterator[list[Span]]:
+        """Give the page's lines, as spans of text and what it is; everything foreign is escaped.
+
+        Args:
+            columns: break long values between words, so that they stay in their column.
+        """
+        title = [(visible(self.title), "title")]
+        yield [*title, ("  ", ""), (visible(self.summary), "summary")] if self.summary else title
         for heading, rows in self.sections:
             if not rows:
                 continue
-            lines += ["", heading]
+            yield []
+            yield [(heading, "heading")]
             names = max(_NAMES, *(width(visible(n)) for n, _ in rows if width(n) <= 24))
-            lines += [f"  {pad(visible(n), names)}  {visible(v)}".rstrip() for n, v in rows]
-        return "\n".join(lines) + "\n"
+            room = None if columns is None else max(_LEAST, columns - names - 4)
+            for name, value in rows:
+                text = visible(value)
+                first, *rest = [text] if room is None else wrapped(text, room)
+                yield [(f"  {pad(visible(name), names)}  ", "name"), (first, "")]
+                yield from ([(" " * (names + 4), ""), (line, "")] for line in rest)
+
+    def render(self) -> str:
+        """Return the page as plain text, a row a line."""
+        return "".join("".join(t for t, _ in line).rstrip() + "\n" for line in self.lines())
 
 
 def _known(*rows: tuple[str, object]) -> tuple[Row, ...]:

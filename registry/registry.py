@@ -1224,11 +1224,14 @@ class Registry:
         upkeep = Upkeep(self._database())
         return verifying.verify(store, catalog, upkeep, one, progress=progress)
 
-    def repair(self, found: Verification) -> Repaired:
+    def repair(self, found: Verification, *, progress: Progress | None = None) -> Repaired:
         """Mend what `verify` found, as far as something whole tells how. Nothing is deleted.
 
         Damaged and foreign files go to quarantine/, so that a push of the same file takes their
         place; records are written of rows that prove themselves, rows of records that do.
+
+        Args:
+            progress: called with findings seen to, and findings in all.
 
         Raises:
             NotFoundError, ConflictError: the store's marker is missing, or another store's.
@@ -1238,7 +1241,8 @@ class Registry:
         from .catalog import Upkeep
 
         store, catalog = self._for_writing()
-        return repairing.repair(store, catalog, Upkeep(self._database()), found)
+        upkeep = Upkeep(self._database())
+        return repairing.repair(store, catalog, upkeep, found, progress=progress)
 
     @classmethod
     def rebuild(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .blobs import Blob, BlobStore
+from .blobs import Blob, BlobStore, Progress
 from .catalog import Catalog, Upkeep, Whole, parse_whole, portions
 from .commits import write_record
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError
@@ -55,7 +55,14 @@ class Repaired:
         }
 
 
-def repair(store: BlobStore, catalog: Catalog, upkeep: Upkeep, found: Verification) -> Repaired:
+def repair(
+    store: BlobStore,
+    catalog: Catalog,
+    upkeep: Upkeep,
+    found: Verification,
+    *,
+    progress: Progress | None = None,
+) -> Repaired:
     """Mend what was found, as far as it is still so and something whole tells how.
 
     Raises:
@@ -80,7 +87,9 @@ def repair(store: BlobStore, catalog: Catalog, upkeep: Upkeep, found: Verificati
             back.append(whole)
     upkeep.put_moves(back)
     mended = {whole.checkpoint.id for whole in back}
-    for finding in found.findings:
+    for seen, finding in enumerate(found.findings):
+        if progress is not None:
+            progress(seen, len(found.findings))
         if finding.kind in wrong and finding.id in (None, *rows):
             text = "its rows were made of its record" if finding.id in mended else None
         else:

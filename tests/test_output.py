@@ -12,7 +12,7 @@ import pytest
 
 from registry import pages
 from registry.formatting import visible
-from registry.output import Form, Output, Progress
+from registry.output import Form, Output
 from registry.records import Checkpoint, File, Model, Provenance
 from registry.signature import KeyStyle, Signature, TensorSpec
 from registry.topology import Device, Mesh, Topology
@@ -305,34 +305,3 @@ def test_models_show_what_best_means() -> None:
     document = Sink("json")
     document.output.models([model])
     assert json.loads(document.out)["models"][0]["datasets"] == ["cifar10", None]
-
-
-# --- progress -------------------------------------------------------------------------------------
-
-
-def drawn(at: list[float], *, live: bool = True) -> str:
-    """Return what a bar writes that is told of progress at some seconds."""
-    stream, times = io.StringIO(), iter([0.0, *at])
-    with Progress(stream, "push a\x1bb", live=live, clock=lambda: next(times)) as bar:
-        for i in range(len(at)):
-            bar(500_000_000 * (i + 1), 2_000_000_000)
-    return stream.getvalue()
-
-
-def test_progress_shows_nothing_in_the_first_second() -> None:
-    assert drawn([0.1, 0.5, 0.9]) == ""
-
-
-def test_progress_shows_a_bar_after_a_second_and_leaves_no_trace() -> None:
-    text = drawn([0.5, 2.0])
-    assert text == (
-        "\rpush a\\x1bb [############            ]  50% 1.0 GB of 2.0 GB, 500.0 MB/s\x1b[K\r\x1b[K"
-    )
-
-
-def test_progress_draws_at_most_ten_times_a_second() -> None:
-    assert drawn([2.0, 2.05, 2.09, 2.2]).count("%") == 2
-
-
-def test_progress_is_silent_where_stderr_is_no_terminal() -> None:
-    assert drawn([2.0, 3.0], live=False) == ""

@@ -76,7 +76,8 @@ def verify(
                 out.note(page.render().rstrip("\n"))
             if not session.confirm(f"mend what can be mended in {reg.location}?", yes=yes):
                 raise click.Abort
-            done = reg.repair(found)
+            with out.progress(f"repair {reg.location}", "finding") as shown:
+                done = reg.repair(found, progress=shown)
             out.page(pages.repaired(done, reg.location), done.to_dict())
             out.registry(reg.location)
             ok = done.ok
@@ -96,7 +97,8 @@ def _rebuild(session: Session, *, yes: bool) -> None:
         "put a database made of the records alone in the place of the one in use, which is kept?"
     )
     replace = session.confirm(question, yes=yes)
-    done = Registry.rebuild(session.location, replace=replace)
+    with session.out.progress("rebuild"):
+        done = Registry.rebuild(session.location, replace=replace)
     session.out.page(pages.rebuilt(done), done.to_dict())
 
 
@@ -120,7 +122,8 @@ def gc(session: Session, *, grace: str, dry_run: bool, yes: bool) -> None:
     """
     out = session.out
     with session.open() as reg:
-        plan = reg.gc(dry_run=True, grace=grace)
+        with out.progress(f"gc {reg.location}"):
+            plan = reg.gc(dry_run=True, grace=grace)
         if dry_run or not plan:
             out.page(pages.collection(plan), plan.to_dict())
             return
@@ -129,6 +132,7 @@ def gc(session: Session, *, grace: str, dry_run: bool, yes: bool) -> None:
         question = f"free {size(plan.size_bytes)} of {reg.location} for good?"
         if not session.confirm(question, yes=yes):
             raise click.Abort
-        done = reg.gc(plan=plan)
+        with out.progress(f"gc {reg.location}"):
+            done = reg.gc(plan=plan)
         out.page(pages.collection(done), done.to_dict())
         out.registry(reg.location)

@@ -223,7 +223,7 @@ def plan(
       ckreg plan resnet50@best --device cpu
     """
     out = session.out
-    with session.open() as reg:
+    with session.open() as reg, out.progress(f"plan {ref}"):
         made = [
             reg.plan(r, dataset=dataset, device=device, keys=keys, wrapped=wrapped, weights=weights)
             for r in session.refs(ref)

@@ -104,6 +104,6 @@ def migrate(session: Session) -> None:
     Example:
       ckreg migrate -r /shared/checkpoints
     """
-    with session.open() as reg:
+    with session.open() as reg, session.out.progress(f"migrate {reg.location}"):
         done = reg.migrate()
     session.out.upgraded(reg.location, done)
