@@ -7,10 +7,12 @@ which it kills itself. What it ends with is returned: weights and optimizer stat
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,15 @@ def spoil(net: nn.Sequential, now: bool) -> None:
         net[3].weight.zero_()  # type: ignore[operator]
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums of floats depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def die() -> None:
     """End this process as the kernel would."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -88,6 +99,34 @@ def alone(
         },
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
+
+
+def check_resume(job: str, tmp_path: Path, *, first: int = 0) -> None:
+    """Check that a job that was killed and begun again ends as one that wasn't, bit for bit.
+
+    Args:
+        first: the number that it gives the first epoch.
+    """
+    from registry import Registry
+
+    run = globals()[job]
+    for name in ("whole", "killed"):
+        Registry.create(tmp_path / name).close()
+    whole = run(tmp_path / "whole", tmp_path / "a")
+    killed(job, tmp_path / "killed", tmp_path / "b", at=2)
+    with Registry.open(tmp_path / "killed") as reg:
+        assert [c.epoch for c in reg.find("digits-mlp", sort="version")] == [
+            first,
+            first + 1,
+        ]
+        resumed = run(tmp_path / "killed", tmp_path / "b")
+        found = list(reg.find("digits-mlp", sort="version"))
+        assert [c.epoch for c in found] == list(range(first, first + 4))
+        assert [c.parent for c in found] == [None, *(c.id for c in found[:-1])]
+        assert {(c.run.name, c.dataset) for c in found if c.run} == {("a", "digits")}
+        assert len({c.run.id for c in found if c.run}) == 1
+    for part in ("net", "optimizer", "scheduler"):
+        torch.testing.assert_close(resumed[part], whole[part], rtol=0, atol=0)
 
 
 # --- the jobs -------------------------------------------------------------------------------------
@@ -119,6 +158,7 @@ def lightning_module() -> Any:
     return Digits()
 
 
+@one_thread()
 def lightning(
     location: Path,
     folder: Path,
@@ -162,9 +202,186 @@ def lightning_ddp(location: Path, folder: Path, kill_at: int = NEVER) -> None:
     lightning(location, folder, kill_at, strategy="ddp", devices=2)
 
 
+class Labelled(nn.Module):
+    """A net as transformers' Trainer takes it: labels in, loss and logits out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    """Images and labels, as transformers' Trainer takes them."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        x, y = tensors()
+        self.rows = [{"x": x[i], "labels": y[i]} for i in range(begin, end)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+@one_thread()
+def transformers(
+    location: Path,
+    folder: Path,
+    kill_at: int = NEVER,
+    *,
+    net: Any = None,
+    words: Any = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train by transformers' Trainer, which shuffles; go on where the run of this name is."""
+    import transformers as hf
+
+    from registry.integrations.transformers import CheckpointCallback
+
+    class Killer(hf.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if kill_at != NEVER and state.global_step == kill_at * 10 + 3:
+                die()
+
+    callback = CheckpointCallback(
+        location, "digits-mlp", dataset="digits", run="a",
+        **{"acc": "eval_accuracy", **(words or {})},
+    )  # fmt: skip
+    args = hf.TrainingArguments(
+        **{
+            "output_dir": str(folder / "out"), "num_train_epochs": EPOCHS, "eval_strategy": "epoch",
+            "save_strategy": "epoch", "per_device_train_batch_size": 64, "learning_rate": 0.01,
+            "per_device_eval_batch_size": 200, "metric_for_best_model": "accuracy",
+            "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_total_limit": 1,
+            **settings,
+        }
+    )  # fmt: skip
+    net = net or Labelled()
+    trainer = hf.Trainer(
+        net, args, train_dataset=Rows(0, 600), eval_dataset=Rows(600, 800),
+        compute_metrics=lambda p: {"accuracy": (p[0].argmax(1) == p[1]).mean()},
+        callbacks=[callback, Killer()],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=callback.folder())
+    return {
+        "net": net.state_dict(), "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.lr_scheduler.state_dict(), "last": callback.last,
+    }  # fmt: skip
+
+
+@one_thread()
+def accelerate(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, Any]:
+    """Train by a loop of one's own over what accelerate prepared; go on where the run is."""
+    import accelerate as hf
+
+    from registry import NotFoundError, Registry
+    from registry.integrations.accelerate import load_state, save_state
+
+    accelerator = hf.Accelerator(cpu=True)
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.5)
+    x, y = tensors()
+    loader = DataLoader(TensorDataset(x[:600], y[:600]), batch_size=64, shuffle=True)
+    net, optimizer, loader, scheduler = accelerator.prepare(net, optimizer, loader, scheduler)
+    with Registry.open(location) as reg:
+        run = reg.run("digits-mlp", dataset="digits", name="a", config={"lr": 0.01})
+        begin = 0
+        try:
+            begin = int(load_state(accelerator, reg, run.latest()).epoch or 0) + 1
+        except NotFoundError:
+            accelerator.print("a new run")
+        last = None
+        for epoch in range(begin, EPOCHS):
+            for i, (images, labels) in enumerate(loader):
+                if epoch == kill_at and i == 3:
+                    die()
+                loss = nn.functional.cross_entropy(net(images), labels)
+                accelerator.backward(loss)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            right = accuracy(accelerator.unwrap_model(net))
+            last = save_state(accelerator, reg, run, epoch=epoch, acc=right)
+    accelerator.free_memory()
+    return {
+        "net": accelerator.unwrap_model(net).state_dict(), "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(), "last": last,
+    }  # fmt: skip
+
+
+@one_thread()
+def plain(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, Any]:
+    """Train by a loop of one's own, which shuffles; go on where the run of this name is."""
+    from registry import NotFoundError, Registry
+
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    x, y = tensors()
+    loader = DataLoader(TensorDataset(x[:600], y[:600]), batch_size=64, shuffle=True)
+    with (
+        Registry.open(location) as reg,
+        reg.run("digits-mlp", dataset="digits", name="a", config={"lr": 0.01}) as run,
+    ):
+        begin = 0
+        try:
+            result = reg.load(
+                run.latest(), into=net, optimizer=optimizer, scheduler=scheduler, rng=True
+            )
+            begin = int(result.epoch or 0) + 1
+        except NotFoundError:
+            print("a new run")
+        for epoch in range(begin, EPOCHS):
+            for i, (images, labels) in enumerate(loader):
+                if epoch == kill_at and i == 3:
+                    die()
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(images), labels).backward()
+                optimizer.step()
+            scheduler.step()
+            run.save(
+                net, epoch=epoch, acc=accuracy(net), optimizer=optimizer, scheduler=scheduler,
+                rng=True,
+            )  # fmt: skip
+    return {
+        "net": net.state_dict(), "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }  # fmt: skip
+
+
+def gloo_accelerate(location: str) -> object:
+    """Save the state that accelerate prepared on two ranks, and load it again."""
+    import accelerate as hf
+
+    from registry import Registry
+    from registry.integrations.accelerate import load_state, save_state
+
+    os.environ["LOCAL_RANK"] = os.environ["RANK"]
+    accelerator = hf.Accelerator(cpu=True)
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    net, optimizer = accelerator.prepare(net, optimizer)
+    x, y = tensors()
+    nn.functional.cross_entropy(net(x[:64]), y[:64]).backward()
+    optimizer.step()
+    with Registry.open(location) as reg:
+        run = reg.run("digits-mlp", name="a")
+        made = save_state(accelerator, reg, run, epoch=0, acc=accuracy(net))
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        spoil(accelerator.unwrap_model(net), True)
+        load_state(accelerator, reg, made)
+    same = all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    return {"id": made.id, "same": same}
+
+
 def main(job: str, location: str, folder: str, kill_at: str) -> None:
     """Run one job."""
-    torch.set_num_threads(1)
     globals()[job](Path(location), Path(folder), int(kill_at))
 
 

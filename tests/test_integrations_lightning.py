@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import digits
 import pytest
 import torch
@@ -14,31 +12,9 @@ pytest.importorskip("lightning")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Sums of floats depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_killed_job_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
-    with Registry.create(tmp_path / "whole") as reg:
-        whole = digits.lightning(tmp_path / "whole", tmp_path)
-    Registry.create(tmp_path / "killed").close()
-    digits.killed("lightning", tmp_path / "killed", tmp_path, at=2)
-    with Registry.open(tmp_path / "killed") as reg:
-        assert [c.epoch for c in reg.find("digits-mlp", sort="version")] == [0, 1]
-        resumed = digits.lightning(tmp_path / "killed", tmp_path)
-        found = list(reg.find("digits-mlp", sort="version"))
-        assert [c.epoch for c in found] == [0, 1, 2, 3]
-        assert [c.step for c in found] == [10, 20, 30, 40]
-        assert [c.parent for c in found] == [None, *(c.id for c in found[:-1])]
-        assert {(c.run.name, c.dataset) for c in found if c.run} == {("a", "digits")}
-    for part in ("net", "optimizer", "scheduler"):
-        torch.testing.assert_close(resumed[part], whole[part], rtol=0, atol=0)
-    assert list(tmp_path.glob(".ckreg-*")) == []
+    digits.check_resume("lightning", tmp_path)
+    assert list(tmp_path.rglob(".ckreg-*")) == []
 
 
 def test_best_has_the_highest_accuracy_and_it_is_that_of_these_weights(tmp_path):

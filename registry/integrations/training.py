@@ -132,10 +132,16 @@ class Training:
         self._resumed = found
         return self.registry.pull(found, dest)
 
-    def finite(self, metrics: Mapping[str, object]) -> dict[str, float]:
+    def finite(self, metrics: Mapping[str, object], *, evaluated: bool = True) -> dict[str, float]:
         """Return the metrics that are finite numbers, the accuracy under its own name as well.
 
         What a monitor is when it isn't finite is said: that checkpoint is never best.
+
+        Args:
+            evaluated: the metrics are an evaluation's, so the accuracy must be among them.
+
+        Raises:
+            ValueError: it isn't.
         """
         found: dict[str, float] = {}
         for name, value in metrics.items():
@@ -144,12 +150,10 @@ class Training:
                 found[name] = number
             elif number is not None and self.monitor is not None and name == self.monitor[0]:
                 warn(f"{name} is {number}, and is not recorded: this checkpoint is never best")
-        if self._acc is not None:
-            if self._acc not in found:
-                raise ValueError(
-                    f"acc={self._acc!r} names a metric that isn't there: {_names(found)}"
-                )
+        if self._acc in found:
             found["acc"] = found[self._acc]
+        elif self._acc is not None and evaluated and self._acc not in metrics:
+            raise ValueError(f"acc={self._acc!r} names a metric that isn't there: {_names(found)}")
         return found
 
     def record(

@@ -1,0 +1,139 @@
+"""accelerate: `save_state` and `load_state` of an Accelerator, into a registry and from there.
+
+Law: accelerate writes its own folder, and reads it; ckreg lays the record beside it, as
+`ckreg.json`, and takes the whole in. Every process calls; the main one writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from ..errors import RefusedLoadError
+from ..exports import RECORD
+from ..records import Checkpoint
+from ..registry import Registry
+from ..runs import Run
+from ..values import metrics_of
+from .training import on_rank_zero, record_of, temporary
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def save_state(
+    accelerator: Accelerator,
+    registry: Registry,
+    run: Run,
+    *,
+    epoch: int | None = None,
+    step: int | None = None,
+    acc: object = None,
+    metrics: Mapping[str, object] | None = None,
+    tags: Iterable[str] = (),
+) -> Checkpoint:
+    """Save all that the accelerator prepared: models, optimizers, schedulers, random states.
+
+    Call it on every process; every one gets the checkpoint.
+
+    Args:
+        run: as `registry.run(…)` gave it: its model, dataset, config and batch size.
+
+    Raises:
+        ValueError, TypeError: a word breaks its rule.
+        RefusedLoadError: ranks hold parts of the net.
+        CkregError: it can't be kept; on the other processes a RemoteError.
+    """
+    numbers = metrics_of(metrics or {}, acc)
+    models: list[Any] = []
+    weights: list[Mapping[str, Any]] = []
+
+    def seen(prepared: list[Any], states: list[Any], folder: str) -> None:
+        models.extend(prepared)
+        weights.extend(states)
+
+    def told(value: Any) -> Any:
+        return broadcast_object_list([value])[0]
+
+    main = accelerator.is_main_process
+    folder = temporary() if main else None
+    try:
+        path = Path(told(None if folder is None else folder.name))
+        hook = accelerator.register_save_state_pre_hook(seen)
+        try:
+            accelerator.save_state(str(path))
+        finally:
+            hook.remove()
+        accelerator.wait_for_everyone()  # each process writes its own random states
+
+        def take() -> Checkpoint:
+            if not weights:
+                raise RefusedLoadError(
+                    f"{accelerator.distributed_type} spreads the net over its ranks, and what "
+                    "accelerate writes then is not taken in here yet",
+                    hint=f"accelerator.save_state(FOLDER), then: ckreg push FOLDER --model "
+                    f"{run.record.model}",
+                )
+            record = _record(accelerator, run, models, weights, epoch, step, numbers)
+            (path / RECORD).write_text(json.dumps({"ckreg": record}, indent=2), encoding="utf-8")
+            return registry.push(path, tags=tags)
+
+        return on_rank_zero(accelerator.process_index, told, take)
+    finally:
+        if folder is not None:
+            folder.cleanup()
+
+
+def load_state(
+    accelerator: Accelerator, registry: Registry, ref: Checkpoint | str, **words: Any
+) -> Checkpoint:
+    """Load a checkpoint that `save_state` saved into what the accelerator prepared.
+
+    Call it on every process, after `accelerator.prepare`.
+
+    Args:
+        words: as for `Accelerator.load_state`.
+
+    Raises:
+        NotFoundError, AmbiguousError: the ref names none, or several.
+        DamagedError: the stored bytes are damaged; nothing was loaded.
+    """
+    found = registry.get(ref)
+    with temporary() as folder:
+        path = registry.pull(found, folder)
+        accelerator.load_state(str(path), **words)
+    return found
+
+
+def _record(
+    accelerator: Accelerator,
+    run: Run,
+    models: list[Any],
+    weights: list[Mapping[str, Any]],
+    epoch: int | None,
+    step: int | None,
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    from ..tensors import observe
+
+    net, keys = models[0], set(weights[0])
+    live = observe.observe(net)
+    optimizers = [getattr(o, "optimizer", o) for o in accelerator._optimizers]
+    alone = len(models) == 1 == len(optimizers)
+    record = record_of(
+        run,
+        net,
+        epoch=epoch,
+        step=step,
+        metrics=metrics,
+        file_keys=live.key_style if keys == set(live.state) else None,
+        # Of several it isn't known which is whose
+        optimizers={"optimizer": optimizers[0]} if alone else {},
+    )
+    if record["topology"]["strategy"] is None and accelerator.num_processes > 1:
+        record["topology"]["strategy"] = "ddp"  # accelerate shows a hook the net without its DDP
+    return record
