@@ -282,6 +282,7 @@ def saved_side(opened: Opened) -> Saved:
         unsafe_globals=checkpoint.unsafe_globals,
         where=description.where,
         ema_where=description.ema_where,
+        held=description.layout == "lightning",
     )
 
 

@@ -6,7 +6,7 @@ import digits
 import pytest
 import torch
 
-from registry import Registry
+from registry import RefusedLoadError, Registry
 
 pytest.importorskip("lightning")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -57,7 +57,8 @@ def test_it_loads_into_the_bare_net_with_the_optimizer(tmp_path):
         ended = digits.lightning(tmp_path / "reg", tmp_path)
         net = digits.network()
         optimizer = torch.optim.Adam(net.parameters())
-        reg.load("digits-mlp", into=net, optimizer=optimizer, keys="model.")
+        result = reg.load("digits-mlp", into=net, optimizer=optimizer)
+    assert str(result.plan.reading) == "model."
     for key, tensor in net.state_dict().items():
         assert torch.equal(tensor, ended["net"][f"model.{key}"])
     assert optimizer.state_dict()["state"].keys() == ended["optimizer"]["state"].keys()
@@ -114,6 +115,16 @@ def test_the_net_inside_may_be_compiled(tmp_path):
         plain = digits.lightning_module()
         reg.load(last, into=plain)
         assert last.acc == pytest.approx(digits.accuracy(plain.model), abs=1e-7)
+        bare = digits.network()
+        reg.load(last, into=bare)
+        assert last.acc == pytest.approx(digits.accuracy(bare), abs=1e-7)
+
+
+def test_a_net_that_it_does_not_hold_is_refused(tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        last = digits.lightning(tmp_path / "reg", tmp_path, max_epochs=1)["last"]
+        with pytest.raises(RefusedLoadError, match="no tensor of digits-mlp@v1 fits the net"):
+            reg.load(last, into=torch.nn.Linear(3, 2))
 
 
 @pytest.mark.ranks

@@ -94,6 +94,7 @@ class Saved:
         rng_ranks: the ranks whose random states it holds, where each rank's were saved.
         extra: names of whatever else the file holds.
         where, ema_where: the dotted path of the weights in the file, `""` for its root.
+        held: the weights are those of a framework's module that may hold the net as an attribute.
     """
 
     ref: str
@@ -117,6 +118,7 @@ class Saved:
     rng_ranks: tuple[int, ...] = ()
     extra: tuple[str, ...] = ()
     topology: Topology = field(default_factory=Topology)
+    held: bool = False
     batch_size: int | None = None
     epoch: int | None = None
     step: int | None = None

@@ -1,7 +1,8 @@
 """Joining the file's keys with the target's: its style, what fits, what is left over.
 
 Law: a recorded or stated style is taken as it is; without one, only the target may prove it, by
-exactly one way that fits. What is left over is refused, unless `allow=` names it.
+exactly one way that fits; so too the attribute of a framework's module that held the net. What is
+left over is refused, unless `allow=` names it.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ def join(
         raw, wants = _shapes(saved, tensors, target)
         if not tried:
             fits = [w for w in prefixed_ways(raw, wants) if is_whole(w, raw, wants, target.ties)]
+            if known is not None and _holds(saved, known, fits):
+                return join(saved, tensors, target, wanted, (fits[0].reading, "inferred"))
         raise refusal(
             saved, tensors, target, joined, difference, left,
             tried=tried, fits=[] if tried else [w.reading for w in fits],
@@ -150,6 +153,20 @@ def join(
                 + (f"the {fitting} keys that it matches fit" if fitting else "no key matches it")
             )
     return joined, difference
+
+
+def _holds(saved: Saved, known: tuple[Reading, KeysFrom], fits: Sequence[Way]) -> bool:
+    """Say whether the one way that fits is the recorded one below an attribute that held the net.
+
+    A framework's module around the net is no wrapper of torch's: the record knows its wrappers,
+    and the net proves the attribute, as it does for the same file without a record.
+    """
+    return (
+        saved.held
+        and known[1] == "recorded"
+        and [w.style for w in fits] == [known[0].style]
+        and bool(fits[0].reading.drop)
+    )
 
 
 def _globs(key: str, pattern: str) -> bool:
