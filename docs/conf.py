@@ -39,12 +39,13 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 FOREIGN = (
-    r"(torch|collections\.abc|datetime|pathlib|os)\.\w+(\.\w+)*|timedelta|(Mapping|tuple)\[str"
+    r"(torch|collections\.abc|datetime|pathlib|os)\.\w+(\.\w+)*|timedelta"
+    r"|((collections\.abc\.)?Mapping|tuple)\[str"
 )
 """Types whose pages would have to be fetched, and two that Sphinx cuts: they stay plain text."""
 OURS = (
-    r"Ref|Progress|Stateful|Optimizers|(Run)?SaveWords"
-    r"|registry\.(blobs|drafting|keys|location|urls)\..*|registry\.values\.(V|Digest|CheckpointId)"
+    r"Ref|Progress|Mode|Stateful|Optimizers|(Run)?SaveWords"
+    r"|registry\.(blobs|catalog\.scopes|drafting|keys|location|urls)\..*|registry\.values\.(V|Digest|CheckpointId)"
 )
 """Names of annotations alone, said in prose on the page; and what only the inside hands on."""
 nitpick_ignore_regex = [("py:class", FOREIGN), ("py:class", OURS)]

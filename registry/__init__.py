@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from .loads import LoadResult
     from .pending import PendingSave
     from .planning import LoadPlan
+    from .pruning import PrunePlan
     from .records import Checkpoint, File, Git, Model, Provenance, RunRecord, RunRef
     from .registry import Registry
     from .repairing import Rebuilt, Repaired
+    from .retention import Aliased, Best, Every, Last, Policy, Tagged, Verdict, Younger
     from .runs import Run
     from .signature import KeyStyle, Signature, TensorSpec
     from .topology import Device, Topology
@@ -48,6 +50,14 @@ __all__ = [
     # the facade
     "Registry",
     "Run",
+    # what to keep
+    "Policy",
+    "Aliased",
+    "Best",
+    "Every",
+    "Last",
+    "Tagged",
+    "Younger",
     # what it returns
     "Checkpoint",
     "Copied",
@@ -63,10 +73,12 @@ __all__ = [
     "Model",
     "PendingSave",
     "Provenance",
+    "PrunePlan",
     "Rebuilt",
     "Repaired",
     "RunRecord",
     "RunRef",
+    "Verdict",
     "Verification",
     # what it saw
     "Device",
@@ -96,6 +108,10 @@ _HOMES = {
     "Copied": "copying",
     "Diff": "diffing",
     "GcPlan": "collecting",
+    "PrunePlan": "pruning",
+    **dict.fromkeys(
+        ("Aliased", "Best", "Every", "Last", "Policy", "Tagged", "Verdict", "Younger"), "retention"
+    ),
     **dict.fromkeys(("Rebuilt", "Repaired"), "repairing"),
     "Finding": "verifying",
     "Verification": "verifying",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from . import location, places, refs
 from .catalog import Catalog, Page, Query
-from .errors import ConflictError, NotFoundError, warn
+from .errors import CkregError, ConflictError, NotFoundError, warn
 from .pending import PendingSave, Queue
 from .records import Checkpoint, Mode, Model
 from .runs import Lineage, Run, monitored, new_run, of_dataset, run_id
@@ -42,14 +42,16 @@ if TYPE_CHECKING:
     import torch
 
     from .blobs import BlobStore
-    from .catalog import Choices, Course, Freeable, Holding, Standing
+    from .catalog import Choices, Course, Freeable, Holding, Standing, Upkeep
     from .collecting import GcPlan
     from .copying import Copied
     from .diffing import Diff
     from .importing import ImportResult
     from .loads import LoadResult
     from .planning import LoadPlan
+    from .pruning import PrunePlan
     from .repairing import Rebuilt, Repaired
+    from .retention import Policy
     from .saves import Optimizers, SaveWords, Stateful
     from .server import ServerDatabase
     from .signature import Signature
@@ -249,16 +251,23 @@ class Registry:
         batch_size: int | None = None,
         monitor: str | None = None,
         mode: Mode | None = None,
+        keep: Policy | None = None,
     ) -> Run:
         """Begin a training job's saves; the same name continues the run of that name.
 
         Args:
             monitor, mode: set what best means for the model (see `monitor`).
             batch_size: the global one, over all devices.
+            keep: after each save of this run, remove those of its own that no policy keeps, e.g.
+                `Best(3) | Last(2)`. As of `prune`, their bytes come back when `gc` runs after its
+                grace, and `restore` brings one back until then. Other runs' stay, and so do the
+                best and the latest of the run and of the model. If it fails, that is a warning.
 
         Raises:
             ConflictError: the run of that name was begun with another config or batch size.
-            ValueError: a monitor other than acc without a mode, or a mode without a monitor.
+            ValueError: a monitor other than acc without a mode, or a mode without a monitor; or
+                `keep` names such a metric.
+            TypeError: `keep` is no policy.
             NotWritableError, NoSpaceError: saves would fail, so better now than after an epoch.
         """
         from .runs import continued
@@ -271,11 +280,15 @@ class Registry:
             raise ValueError("mode= says how to read monitor=; name the metric as well")
         best = None if monitor is None else monitored(monitor, mode)
         _, catalog = self._for_writing()
+        if keep is not None:
+            from . import pruning
+
+            pruning.check(keep, best or self._upkeep().monitor_of(record.model))
         if record.name is not None:
             record = continued(catalog.start_run(record), record)
         if best is not None:
             self.monitor(record.model, *best, create=True)
-        return Run(self, record)
+        return Run(self, record, keep=keep)
 
     @overload
     def save(
@@ -381,6 +394,8 @@ class Registry:
             checkpoint = turn.write(make) if turn.writes else turn.wait()
             if isinstance(run, Run):
                 run.follow(checkpoint)
+                if turn.commits and run.keep is not None:
+                    self._keep(run.keep, run.id, checkpoint)
             return checkpoint
 
         if wait:
@@ -802,6 +817,26 @@ class Registry:
             run=run_id(self._catalog(), model, dataset, run),
         )  # fmt: skip
 
+    def resume_point(
+        self, model: str, *, dataset: str | None = None, run: Run | str | None = None
+    ) -> Checkpoint:
+        """Return the newest checkpoint whose every byte is as it was saved, to go on from.
+
+        It reads them. One that is damaged is passed over, with a warning that names it.
+
+        Raises:
+            NotFoundError: no such model, none of its checkpoints matches, or all are damaged.
+            AmbiguousError: the model was trained on several datasets and none is named.
+            RemoteError: the bytes can't be reached, which says nothing of them.
+        """
+        from . import verifying
+
+        name = model_name(model)
+        run_ = run_id(self._catalog(), name, dataset, run)
+        return verifying.newest_whole(
+            *self._parts(), self._upkeep(), name, dataset=of_dataset(dataset), run=run_
+        )
+
     def models(self) -> list[Model]:
         """Return every model, by name."""
         return self._catalog().models() if self.exists else []
@@ -1217,12 +1252,10 @@ class Registry:
             DamagedError: the database can't be opened at all.
         """
         from . import verifying
-        from .catalog import Upkeep
 
         one = None if ref is None else self._resolve(ref, include_removed=True)
         store, catalog = self._parts()
-        upkeep = Upkeep(self._database())
-        return verifying.verify(store, catalog, upkeep, one, progress=progress)
+        return verifying.verify(store, catalog, self._upkeep(), one, progress=progress)
 
     def repair(self, found: Verification, *, progress: Progress | None = None) -> Repaired:
         """Mend what `verify` found, as far as something whole tells how. Nothing is deleted.
@@ -1238,11 +1271,9 @@ class Registry:
             NotWritableError, BusyError: it can't be done.
         """
         from . import repairing
-        from .catalog import Upkeep
 
         store, catalog = self._for_writing()
-        upkeep = Upkeep(self._database())
-        return repairing.repair(store, catalog, upkeep, found, progress=progress)
+        return repairing.repair(store, catalog, self._upkeep(), found, progress=progress)
 
     @classmethod
     def rebuild(
@@ -1271,6 +1302,74 @@ class Registry:
         database = Database(place.folder / location.DATABASE)
         return repairing.rebuild(store, database, replace=replace, elsewhere=elsewhere)
 
+    def prune(
+        self,
+        model: str,
+        policy: Policy,
+        *,
+        dataset: str | None = None,
+        run: Run | str | None = None,
+        dry_run: bool = False,
+        plan: PrunePlan | None = None,
+    ) -> PrunePlan:
+        """Remove the checkpoints of a model that a policy doesn't keep, e.g. `Best(3) | Last(2)`.
+
+        Each dataset is judged by itself. Whatever the policy, its best and its latest stay, and so
+        does what an alias points at, and what lacks the metric or epoch that the policy asks for.
+        A removal is a tombstone: `restore` undoes it, and the bytes come back when `gc` runs after
+        its grace.
+
+        Args:
+            dataset: judge those of one dataset alone.
+            run: judge those of one run alone; its best and latest stay beside the model's.
+            dry_run: return the plan, and remove nothing.
+            plan: what a dry run returned: remove that, as far as it would still go, and nothing
+                else.
+
+        Raises:
+            NotFoundError: no such model or run.
+            TypeError, ValueError: the policy is none, or names a metric and not its mode; or the
+                plan is of another model or policy.
+            DamagedError: a row isn't what was written.
+            NotWritableError, BusyError: it can't be done.
+        """
+        from . import pruning
+        from .retention import policy_of
+
+        name = model_name(model)
+        keep = policy_of(policy, "policy")
+        upkeep = self._upkeep()
+        if plan is None:
+            of = run_id(self._catalog(), name, dataset, run)
+            found = pruning.plan(upkeep, pruning.Scope(name, of_dataset(dataset), of), keep)
+        elif (plan.model, plan.policy) != (name, keep) or not (dataset is None and run is None):
+            raise ValueError(
+                f"the plan is of {plan.model!r} with {plan.policy!r}, and has its own dataset and "
+                "run: reg.prune(plan.model, plan.policy, plan=plan)"
+            )
+        else:
+            found = plan if dry_run else pruning.again(upkeep, plan)
+        if dry_run or not found:
+            return found if dry_run else replace(found, done=True)
+        return pruning.prune(*self._for_writing(), upkeep, found)
+
+    def _keep(self, policy: Policy, run: str, saved: Checkpoint) -> None:
+        """Remove a run's surplus after a save, which is safe whatever happens here."""
+        from . import pruning
+
+        try:
+            scope = pruning.Scope(saved.model, saved.dataset, run)
+            upkeep = self._upkeep()
+            found = pruning.plan(upkeep, scope, policy, guarded={saved.id: "just saved"})
+            if found:
+                pruning.prune(*self._parts(), upkeep, found)
+        except Exception as error:  # the save is committed: nothing here may look as if it weren't
+            what = error.message if isinstance(error, CkregError) else str(error)
+            warn(
+                f"{saved.ref} is saved, but what keep={policy!r} doesn't keep was not removed: "
+                f"{what}"
+            )
+
     def gc(
         self,
         *,
@@ -1296,11 +1395,10 @@ class Registry:
             NotWritableError, BusyError: it can't be done.
         """
         from . import collecting
-        from .catalog import Upkeep
 
         span = duration(grace)
         store, catalog = self._parts()
-        upkeep = Upkeep(self._database())
+        upkeep = self._upkeep()
         found = collecting.plan(store, upkeep, span) if plan is None else plan
         if dry_run:
             return found
@@ -1319,6 +1417,12 @@ class Registry:
 
     def _database(self) -> Database | ServerDatabase:
         return places.database(self._location)
+
+    def _upkeep(self) -> Upkeep:
+        from .catalog import Upkeep
+
+        self._catalog()  # which refuses a registry that isn't there
+        return Upkeep(self._database())
 
     # --- inside ------------------------------------------------------------------------------
 

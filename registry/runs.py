@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .drafting import Given
     from .pending import PendingSave
     from .registry import Registry
+    from .retention import Policy
     from .saves import Optimizers, RunSaveWords, Stateful
 
 
@@ -34,11 +35,15 @@ class Run:
 
     Attributes:
         record: what the registry keeps of it.
+        keep: which of its checkpoints stay after each save; None: all.
     """
 
-    def __init__(self, registry: Registry, record: RunRecord) -> None:
+    def __init__(
+        self, registry: Registry, record: RunRecord, *, keep: Policy | None = None
+    ) -> None:
         self._registry = registry
         self.record = record
+        self.keep = keep
 
     @property
     def id(self) -> str:

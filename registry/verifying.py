@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 from .blobs import Blob, BlobStore, Progress, StoredFile, read_through
 from .blobs.ranges import Index
 from .blobs.reading import copy_back
-from .catalog import Catalog, Checked, Upkeep, parse_whole
-from .errors import CkregError, DamagedError, NotFoundError
+from .catalog import Catalog, Checked, Dataset, Upkeep, parse_whole
+from .errors import CkregError, DamagedError, NotFoundError, warn
+from .formatting import listed
 from .records import Checkpoint
 from .values import FORMAT, CheckpointId, canonical_json
 
@@ -124,6 +125,44 @@ def verify(
         work.one(checkpoint)
     found = sorted(work.findings, key=lambda f: (not f.damage, f.kind, f.where))
     return Verification(work.checked, work.files, work.bytes_read, tuple(found))
+
+
+def newest_whole(
+    store: BlobStore,
+    catalog: Catalog,
+    upkeep: Upkeep,
+    model: str,
+    *,
+    dataset: Dataset,
+    run: str | None,
+) -> Checkpoint:
+    """Return the newest checkpoint whose rows and bytes are whole; warn of those passed over.
+
+    Raises:
+        NotFoundError, AmbiguousError: as `Catalog.latest`; or all are damaged.
+        CkregError: the bytes can't be reached.
+    """
+    found = upkeep.older(model, dataset=dataset, run=run)
+    passed: list[str] = []
+    while found is not None:
+        id, version = found
+        ref = f"{model}@v{version}"
+        try:
+            checkpoint = catalog.by_id(id)
+            for _, blob, _ in catalog.blobs_of(id):
+                with store.open_blob(blob) as stored:
+                    if (digest := stored.hash()) != blob.digest:
+                        raise DamagedError(f"its bytes have the digest {digest}")
+            return checkpoint
+        except (DamagedError, NotFoundError) as error:
+            warn(f"{ref} is damaged, and passed over: {error.message}; see: ckreg verify {ref}")
+            passed.append(ref)
+        found = upkeep.older(model, dataset=dataset, run=run, than=version)
+    raise NotFoundError(
+        f"no checkpoint of {model!r} is whole: {listed(passed)} "
+        f"{'is' if len(passed) == 1 else 'are'} damaged",
+        hint="see: ckreg verify",
+    )
 
 
 @dataclass(slots=True)

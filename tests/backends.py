@@ -33,6 +33,7 @@ CONFORMING = frozenset(
         "keeping",
         "pending",
         "resume",
+        "retention",
         "runs",
         "surveying",
         "web",

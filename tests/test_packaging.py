@@ -142,6 +142,7 @@ def test_the_public_names_are_these() -> None:
     assert sorted(registry.__all__) == sorted([
         "Registry", "Run", "Checkpoint", "Copied", "Diff", "File", "Finding", "GcPlan", "Git",
         "ImportedFile", "ImportResult", "LoadPlan", "LoadResult", "Model", "PendingSave",
+        "Policy", "Aliased", "Best", "Every", "Last", "Tagged", "Younger", "PrunePlan", "Verdict",
         "Rebuilt", "Repaired", "Verification", "Provenance", "RunRecord", "RunRef", "Device",
         "KeyStyle", "Signature", "TensorSpec",
         "Topology", "CkregError", "CkregWarning", "AmbiguousError", "BusyError", "ConflictError",

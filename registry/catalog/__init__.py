@@ -1,11 +1,11 @@
 """The catalog: every query of a registry's database; records in, records out.
 
-`Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify and gc, `Inventory`
-and `Arrivals` are those of copies. Beside them `rows` (records and rows), `lookup` (refs and what
-to say when nothing answers), `ranking` (best, latest), `kin` (parents and children), `finding`
-(lists), `surveying` (many at a glance), `filters` (where to SQL), `adding` and `changing` (writes),
-`collecting` (gc), `moving` (copies). Only here is SQL spoken, for SQLite and PostgreSQL; what is
-SQLite's own comes from registry/sqlite.py. Knows no files and no torch.
+`Catalog` is the facade: one method, one transaction; `Upkeep` is that of verify, prune and gc,
+`Inventory` and `Arrivals` are those of copies. Beside them `rows` (records and rows), `lookup`
+(refs and what to say when nothing answers), `ranking` (best, latest), `kin` (parents and children),
+`finding` (lists), `surveying` (many at a glance), `filters` (where to SQL), `adding`, `changing`
+and `pruning` (writes), `collecting` (gc), `moving` (copies). Only here is SQL spoken, for SQLite
+and PostgreSQL; what is SQLite's own comes from registry/sqlite.py. Knows no files and no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .checking import Checked, Wrong
     from .collecting import Removed, portions
     from .moving import Arrival, Arrivals, Inventory, Listed, ModelFacts
+    from .pruning import Prunable, Pruned
     from .settling import Gone
     from .surveying import Choices, Course, Freeable, Holding, Leader, Point, Standing
     from .upkeep import Upkeep
@@ -38,6 +39,8 @@ __all__ = [
     "Listed",
     "ModelFacts",
     "Removed",
+    "Prunable",
+    "Pruned",
     "Checked",
     "Wrong",
     "Whole",
@@ -68,6 +71,7 @@ _HOMES: Final = {
     **dict.fromkeys(("Checked", "Wrong"), "checking"),
     **dict.fromkeys(("Removed", "portions"), "collecting"),
     **dict.fromkeys(("Arrival", "Arrivals", "Inventory", "Listed", "ModelFacts"), "moving"),
+    **dict.fromkeys(("Prunable", "Pruned"), "pruning"),
     **dict.fromkeys(
         ("Choices", "Course", "Freeable", "Holding", "Leader", "Point", "Standing"), "surveying"
     ),

@@ -191,7 +191,7 @@ def remove(connection: Connection, id: str, *, force: bool, author: str | None) 
     at = time_text(now())
     for name in checkpoint.aliases:
         point_alias(connection, model_pk, name, None, author, at)
-    _set_live(connection, pk, model_pk, removed_at=at, removed_by=storable(author))
+    set_live(connection, [pk], model_pk, removed_at=at, removed_by=storable(author))
     return fetch(connection, [pk])[0]
 
 
@@ -224,27 +224,28 @@ def restore(connection: Connection, id: str) -> Checkpoint:
             f"{checkpoint.ref} was pushed again meanwhile, as {ref}: they would be the same twice",
             hint=f"use {ref}, or: ckreg rm {ref}, then restore",
         )
-    _set_live(connection, row.pk, row.model_pk, removed_at=None, removed_by=None)
+    set_live(connection, [row.pk], row.model_pk, removed_at=None, removed_by=None)
     return fetch(connection, [row.pk])[0]
 
 
-def _set_live(
+def set_live(
     connection: Connection,
-    pk: int,
+    pks: Sequence[int],
     model_pk: int,
     *,
     removed_at: str | None,
     removed_by: str | None,
 ) -> None:
+    """Set the tombstones of a model's checkpoints that were live, or take away those of others."""
     live = removed_at is None
     connection.execute(
         update(models)
         .where(models.c.pk == model_pk)
-        .values(live=models.c.live + (1 if live else -1))
+        .values(live=models.c.live + (len(pks) if live else -len(pks)))
     )
     connection.execute(
         update(checkpoints)
-        .where(checkpoints.c.pk == pk)
+        .where(checkpoints.c.pk.in_(pks))
         .values(removed_at=removed_at, removed_by=removed_by)
     )
-    connection.execute(update(metrics).where(metrics.c.checkpoint_pk == pk).values(live=live))
+    connection.execute(update(metrics).where(metrics.c.checkpoint_pk.in_(pks)).values(live=live))

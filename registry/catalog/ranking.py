@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select, true
 from ..errors import NotFoundError
 from ..records import Checkpoint, Mode
 from ..tables import checkpoints, metrics, runs
+from ..values import CheckpointId
 from .naming import listed, metric_names, the_model
 from .rows import fetch
 from .scopes import ANY, Dataset, of_dataset, shown, the_dataset
@@ -44,7 +45,7 @@ def best(
         metrics.c.model_pk == row.pk, metrics.c.name == name, metrics.c.live == true(),
     ]  # fmt: skip
     if run is not None:
-        scope[0] = metrics.c.run_pk == _run_pk(connection, run, row)
+        scope[0] = metrics.c.run_pk == run_key(connection, run, row)
     if dataset is ANY:
         dataset = the_dataset(connection, metrics, scope, model=model, verb="best")
     pk = None
@@ -68,6 +69,43 @@ def best_of(scope: Sequence[ColumnElement[bool]], mode: Mode) -> Any:
     )
 
 
+def older(
+    connection: Connection, model: str, *, dataset: Dataset, run: str | None, than: int | None
+) -> tuple[CheckpointId, int] | None:
+    """Return the id and version of the latest checkpoint, or of the next one below a version.
+
+    Its other facts aren't looked at: who asks wants to know whether they are whole.
+    """
+    row = the_model(connection, model)
+    scope: list[ColumnElement[bool]] = [
+        checkpoints.c.model_pk == row.pk, checkpoints.c.removed_at.is_(None),
+    ]  # fmt: skip
+    if run is not None:
+        scope[0] = checkpoints.c.run_pk == run_key(connection, run, row)
+    if dataset is ANY:
+        dataset = the_dataset(connection, checkpoints, scope, model=model, verb="latest")
+    if dataset is not ANY:
+        scope.append(of_dataset(checkpoints.c.dataset, dataset))
+    below = () if than is None else (checkpoints.c.version < than,)
+    found = connection.execute(
+        select(checkpoints.c.id, checkpoints.c.version)
+        .where(*scope, *below)
+        .order_by(checkpoints.c.version.desc())
+        .limit(1)
+    ).one_or_none()
+    if found is None and than is None:
+        raise _nothing(connection, row, "is there", dataset, run)
+    return None if found is None else (CheckpointId(found.id), found.version)
+
+
+def latest_key(connection: Connection, scope: Sequence[ColumnElement[bool]]) -> int | None:
+    """Return the key of the highest version in a scope of checkpoints."""
+    found: int | None = connection.scalar(
+        select(checkpoints.c.pk).where(*scope).order_by(checkpoints.c.version.desc()).limit(1)
+    )
+    return found
+
+
 def latest(
     connection: Connection, model: str, *, dataset: Dataset, run: str | None = None
 ) -> Checkpoint:
@@ -77,21 +115,24 @@ def latest(
         checkpoints.c.model_pk == row.pk, checkpoints.c.removed_at.is_(None),
     ]  # fmt: skip
     if run is not None:
-        scope[0] = checkpoints.c.run_pk == _run_pk(connection, run, row)
+        scope[0] = checkpoints.c.run_pk == run_key(connection, run, row)
     if dataset is ANY:
         dataset = the_dataset(connection, checkpoints, scope, model=model, verb="latest")
     pk = None
     if dataset is not ANY:
         scope.append(of_dataset(checkpoints.c.dataset, dataset))
-        pk = connection.scalar(
-            select(checkpoints.c.pk).where(*scope).order_by(checkpoints.c.version.desc()).limit(1)
-        )
+        pk = latest_key(connection, scope)
     if pk is None:
         raise _nothing(connection, row, "is there", dataset, run)
     return fetch(connection, [pk])[0]
 
 
-def _run_pk(connection: Connection, run: str, model: Row[Any]) -> int:
+def run_key(connection: Connection, run: str, model: Row[Any]) -> int:
+    """Return the key of a model's run.
+
+    Raises:
+        NotFoundError: it has none with that id.
+    """
     pk = connection.scalar(select(runs.c.pk).where(runs.c.id == run, runs.c.model_pk == model.pk))
     if pk is None:
         raise NotFoundError(

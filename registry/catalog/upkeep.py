@@ -1,4 +1,4 @@
-"""Upkeep: what verify, gc and repair ask of the database, and tell it."""
+"""Upkeep: what verify, prune, gc and repair ask of the database, and tell it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from sqlalchemy import Connection, insert, select
 
 from ..blobs import Blob
+from ..retention import Candidate, Monitor
 from ..schema import Transactions
 from ..tables import checkpoints, settings
 from ..values import CheckpointId, Digest
-from . import checking, collecting, wholes
+from . import checking, collecting, pruning, ranking, wholes
 from .checking import Checked, Wrong
 from .collecting import Removed
+from .pruning import Prunable, Pruned
+from .scopes import ANY, Dataset
 from .stores import STORE, check_same
 from .wholes import Whole
 
@@ -101,6 +104,59 @@ class Upkeep:
         """Return the ids of all checkpoints, removed ones too."""
         with self._database.read() as connection:
             return [CheckpointId(id) for id in connection.scalars(select(checkpoints.c.id))]
+
+    def older(
+        self,
+        model: str,
+        *,
+        dataset: Dataset = ANY,
+        run: str | None = None,
+        than: int | None = None,
+    ) -> tuple[CheckpointId, int] | None:
+        """Return the id and version of the newest checkpoint, or of the one below a version.
+
+        Raises:
+            NotFoundError: no such model or run, or it has no checkpoint.
+            AmbiguousError: there are several datasets, and none is named.
+        """
+        with self._database.read() as connection:
+            return ranking.older(connection, model, dataset=dataset, run=run, than=than)
+
+    # --- prune -------------------------------------------------------------------------------
+
+    def monitor_of(self, model: str) -> Monitor:
+        """Return what best means for a model; what it will mean for one that isn't there yet."""
+        with self._database.read() as connection:
+            return pruning.monitor_of(connection, model)
+
+    def prunable(
+        self, model: str, *, dataset: Dataset, run: str | None, named: Collection[str]
+    ) -> Prunable:
+        """Return the live checkpoints of a model, dataset or run, as a policy sees them.
+
+        Args:
+            run: an id.
+            named: the metrics that are asked for beside the monitor.
+
+        Raises:
+            NotFoundError: no such model or run.
+            DamagedError: a metric isn't what was written.
+        """
+        with self._database.read() as connection:
+            return pruning.prunable(connection, model, dataset=dataset, run=run, named=named)
+
+    def freed(self, ids: Collection[CheckpointId]) -> int:
+        """Return the bytes that no live checkpoint needs but these, each counted once."""
+        with self._database.read() as connection:
+            return pruning.freed(connection, ids)
+
+    def prune(
+        self, model: str, surplus: Sequence[Candidate], *, run: str | None, author: str | None
+    ) -> Pruned:
+        """Remove what a policy let go, as far as it may still go; say what was spared, and why."""
+        return self._database.writing(
+            lambda c: pruning.prune(c, model, surplus, run=run, author=author)
+        )
 
     # --- gc ----------------------------------------------------------------------------------
 

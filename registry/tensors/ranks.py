@@ -49,6 +49,11 @@ class Turn:
         self._facts = facts
         self.writes: bool = store is None or torch.distributed.get_rank() == 0
 
+    @property
+    def commits(self) -> bool:
+        """Whether this rank commits the checkpoint."""
+        return self.writes
+
     def begin(self, prepare: Callable[[], T]) -> T:
         """Do what comes before a write in the background; its error is told to the others too."""
         if self._store is None:

@@ -53,6 +53,11 @@ class Together:
 
     # --- as a Turn ------------------------------------------------------------------------------
 
+    @property
+    def commits(self) -> bool:
+        """Whether this rank commits the checkpoint."""
+        return self.rank == 0
+
     def begin(self, prepare: Callable[[], T]) -> T:
         """Do what comes before a write in the background."""
         with self.whole():
