@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, TypeVar
 
-from . import terminal
+from . import plotting, terminal
 from .formatting import age, change, count, field, flat, number, size, visible
 from .pages import Page
 from .records import Checkpoint, Model
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .comparing import Comparison
     from .drafting import Given
     from .importing import ImportedFile, ImportResult
+    from .plotting import Curves
     from .schema import Upgrade
     from .verifying import Finding, Verification
 
@@ -338,6 +339,23 @@ class Output:
         else:
             self.page(page, found.to_dict())
 
+    def chart(self, drawn: Curves) -> None:
+        """Print a chart, in colour on a terminal; in a pipe the same without."""
+        colour = terminal.in_colour(self._stdout)
+        letters = not _writes(self._stdout, "\u28ff│")
+        lines = plotting.chart(drawn, self._columns, colour=colour, letters=letters)
+        if self._form == "table":
+            terminal.lines(self._stdout, lines)
+        else:
+            for line in lines:
+                self._stdout.write("".join(text for text, _ in line).rstrip() + "\n")
+        if drawn.undrawn:
+            self.note(
+                f"{count(drawn.undrawn, 'older run')} not drawn: choose with --run or --where"
+            )
+        if drawn.left_out:
+            self.note(f"{count(drawn.left_out, 'checkpoint')} left out: without {drawn.axis}")
+
     def comparison(self, found: Comparison) -> None:
         """Print two checkpoints' metrics side by side, and on stderr which they are."""
         if self._form == "json":
@@ -413,6 +431,15 @@ class Output:
             headings = [terminal.Heading(c.name, c.right, c.gives, c.kind) for c in columns]
             rows = ([visible(c.shown(item)) for c in columns] for item in items)
             terminal.table(self._stdout, headings, rows, self._columns)
+
+
+def _writes(stream: TextIO, text: str) -> bool:
+    """Return whether a stream can write a text."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json(value: object, *, indent: int | None = None) -> str:

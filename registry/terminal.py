@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 Span = tuple[str, str]
-"""A piece of a line, and what it is: one of `STYLES`, or "" for plain text."""
+"""A piece of a line, and what it is: one of `STYLES`, "" for plain text, or `DRAWN`."""
+
+DRAWN: Final = "drawn"
+"""A piece that was made for terminals, with its colours inside."""
+
+COLOURS: Final = ("cyan", "yellow", "magenta", "green", "blue", "red")
+"""What tells lines of a chart apart."""
 
 STYLES: Final[Mapping[str, str]] = {
     "title": "bold cyan",
@@ -36,6 +42,7 @@ STYLES: Final[Mapping[str, str]] = {
     "warning": "bold yellow",
     "error": "bold red",
     "hint": "cyan",
+    **{colour: colour for colour in COLOURS},
 }
 
 _BLOCK: Final = 200  # rows that are measured together; a longer list goes on as its rows come
@@ -88,7 +95,10 @@ def lines(stream: TextIO, drawn: Iterable[Sequence[Span]]) -> None:
     for spans in drawn:
         text = Text(no_wrap=True, overflow="ignore")
         for word, kind in spans:
-            text.append(word, STYLES.get(kind, ""))
+            if kind == DRAWN:
+                text.append_text(Text.from_ansi(word))
+            else:
+                text.append(word, STYLES.get(kind, ""))
         text.rstrip()
         console.print(text, crop=False)
 

@@ -155,7 +155,7 @@ def test_the_reference_tables_name_every_command_and_code() -> None:
     assert all(f"| `{name}` |" in text for name in COMMANDS)
     assert all(f"\n| {code} | " in text for code in EXIT_CODES)
     assert reference.filled(text) == text
-    with pytest.raises(ValueError, match="commands:begin"):
+    with pytest.raises(ValueError, match="NAME one of commands, exit-codes"):
         reference.filled("no markers")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from .. import pages
 from ..errors import NotFoundError
@@ -24,6 +25,7 @@ from .session import (
 
 if TYPE_CHECKING:
     from ..planning import LoadPlan
+    from ..plotting import Curves
     from ..registry import Registry
 
 _HELD = 20
@@ -58,8 +60,14 @@ DATASET = click.option("--dataset", metavar="NAME", help="Trained on this.")
 @click.option("--loadable", is_flag=True, help="Whose weights fit whole in --memory or --device.")
 @click.option("--memory", metavar="SIZE", help="How much there is, e.g. 24GB.")
 @click.option("--device", metavar="NAME", help="What is free on it now, e.g. cuda:0 or cpu.")
+@click.option(
+    "--plot", is_flag=False, flag_value="acc", metavar="[METRIC]",
+    help="Draw a metric over the epochs, a line for each run. Default: acc.",
+)  # fmt: skip
 @answers
+@click.pass_context
 def list_(
+    context: click.Context,
     session: Session,
     model: str | None,
     *,
@@ -75,6 +83,7 @@ def list_(
     loadable: bool,
     memory: str | None,
     device: str | None,
+    plot: str | None,
 ) -> None:
     """List checkpoints, newest first.
 
@@ -96,6 +105,11 @@ def list_(
             "dataset": dataset, "run": run, "where": where, "tags": tags,
             "include_removed": removed, "memory": room, "fits": fits,
         }  # fmt: skip
+        if plot is not None:
+            if context.get_parameter_source("limit") is not ParameterSource.DEFAULT:
+                asked["limit"] = limit or None
+            session.out.chart(_curves(session, reg, model, plot, asked))
+            return
         if limit:
             page = reg.page(model, sort=sort, size=limit, after=after, **asked)
             found, next_ = iter(page.checkpoints), page.next
@@ -110,6 +124,35 @@ def list_(
             removed=removed,
             sort=sort,
         )
+
+
+def _curves(
+    session: Session, reg: Registry, model: str | None, metric: str, asked: dict[str, Any]
+) -> Curves:
+    """Return what to draw of a metric.
+
+    Raises:
+        click.UsageError: another form is asked for too.
+        NotFoundError: nothing that was found has the metric, at an epoch or a step.
+    """
+    from .. import plotting
+
+    if session.form is not None:
+        raise click.UsageError("--plot draws a picture; --json and --quiet are for programs")
+    known = {m.name: m for m in reg.models()}
+    of = [known[model]] if model in known else known.values()
+    modes = {m.mode if m.metric == metric else "max" if metric == "acc" else None for m in of}
+    found = plotting.curves(
+        reg.find(model, **asked), metric, modes.pop() if len(modes) == 1 else None
+    )
+    if found is None:
+        hint = "see what there is: ckreg list --json"
+        if metric in known:
+            hint = f"{metric!r} is a model; write it first: ckreg list {metric} --plot"
+        raise NotFoundError(
+            f"no checkpoint of these has the metric {metric!r} at an epoch or a step", hint=hint
+        )
+    return found
 
 
 @click.command()
