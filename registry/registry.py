@@ -10,7 +10,7 @@ alone, and must not pay for the readers of files (a test in test_cli.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -837,9 +837,13 @@ class Registry:
             *self._parts(), self._upkeep(), name, dataset=of_dataset(dataset), run=run_
         )
 
-    def models(self) -> list[Model]:
-        """Return every model, by name."""
-        return self._catalog().models() if self.exists else []
+    def models(self, names: Collection[str] | None = None) -> list[Model]:
+        """Return every model, or those of some names, by name."""
+        return self._catalog().models(names) if self.exists else []
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many live checkpoints each model has, by name; quick with many models."""
+        return self._catalog().sizes() if self.exists else {}
 
     def find(
         self,

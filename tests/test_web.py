@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import html
+import http.client
 import re
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from registry import Registry
+from registry import Registry, cli
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install 'ckreg[ui]'")
 pytest.importorskip("httpx", reason="httpx is not installed")
@@ -82,6 +85,89 @@ def test_go_leads_to_a_model_or_a_checkpoint(reg: Registry, file: Path) -> None:
     }
 
 
+def everything(place: Path) -> dict[str, tuple[int, bytes]]:
+    """Return all files below a folder, with what is in them and when they were written."""
+    return {
+        str(p.relative_to(place)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in place.rglob("*")
+        if p.is_file()
+    }
+
+
+@pytest.mark.sqlite_only("looks at the registry's files")
+def test_no_page_writes_anything(reg: Registry, file: Path) -> None:
+    reg.push(file, model="net", acc=0.5)
+    reg.remove(reg.push(file, model="net", acc=0.6))
+    before = everything(Path(reg.location))
+    web = client(reg)
+    for page in (
+        "/", "/checkpoints?model=net&sort=-acc", "/checkpoint?ref=net@v1", "/chart.json?model=net",
+        "/compare?a=net@v1&b=net@v1", "/storage?show=models", "/storage?show=gc&grace=0",
+        "/count?model=net", "/go?q=net@best",
+    ):  # fmt: skip
+        assert web.get(page).status_code in (200, 303), page
+    assert everything(Path(reg.location)) == before
+
+
+def test_many_models_come_by_pages(reg: Registry, file: Path) -> None:
+    for number in range(53):
+        reg.push(file, model=f"net-{number:02}")
+    web = client(reg)
+    first = re.findall(r'data-open href="[^"]*">([^<]*)<', web.get("/").text)
+    following = html.unescape(re.findall(r'data-next href="([^"]*)"', web.get("/").text)[0])
+    second = re.findall(r'data-open href="[^"]*">([^<]*)<', web.get(following).text)
+    assert [*first, *second] == [f"net-{number:02}" for number in range(53)]
+    found = web.get("/?q=NET-3").text
+    assert re.findall(r'data-open href="[^"]*">([^<]*)<', found) == [
+        f"net-{number}" for number in range(30, 40)
+    ]
+
+
+def test_a_list_has_the_columns_of_the_command_line(reg: Registry, file: Path) -> None:
+    from registry.output import CHECKPOINT_COLUMNS
+
+    reg.push(file, model="net", acc=0.5)
+    text = client(reg).get("/checkpoints").text
+    heads = re.findall(r'<a id="sort-\d+"[^>]*>([^<]*)<', text)
+    assert [head.upper() for head in heads] == [column.name for column in CHECKPOINT_COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("model=nat", "did you mean"), ("model=net&sort=nothing", "can&#39;t sort by"),
+     ("model=net&run=nothing", "no run"), ("model=net&after=x", "no place in a list"),
+     ("model=net&tag=!", "must be a letter")],
+)  # fmt: skip
+def test_what_a_list_cannot_do_is_said(reg: Registry, file: Path, query: str, said: str) -> None:
+    reg.push(file, model="net")
+    answer = client(reg).get(f"/checkpoints?{query}")
+    assert (400 <= answer.status_code < 500, said in answer.text) == (True, True)
+
+
+def test_a_chart_has_its_points_by_run_and_the_best(reg: Registry, file: Path) -> None:
+    for epoch in range(3):
+        reg.push(file, model="net", dataset="a", run="one", epoch=epoch, acc=epoch / 4)
+    reg.push(file, model="net", dataset="b", epoch=7, acc=0.1)
+    reg.push(file, model="net", dataset="a", acc=0.7)  # without an epoch, and the best
+    web = client(reg)
+    found = web.get("/chart.json?model=net&dataset=a").json()
+    assert (found["metric"], found["x"], found["total"], found["without_x"]) == (
+        "acc",
+        "epoch",
+        4,
+        1,
+    )
+    assert (found["at"], found["value"]) == ([0, 1, 2], [0.0, 0.25, 0.5])
+    assert ([found["runs"][run] for run in found["run"]], found["best"]) == (["one"] * 3, [])
+    by_version = web.get("/chart.json?model=net&x=version").json()
+    assert [best["version"] for best in by_version["best"]] == [5, 4]
+    assert by_version["at"] == [1, 2, 3, 4, 5]
+    of_run = web.get("/chart.json?model=net&run=one&x=version").json()
+    assert of_run["best"] == []  # it isn't of that run
+    assert web.get("/chart.json?model=net&x=nothing").status_code == 400
+    assert web.get("/chart.json").status_code == 400
+
+
 # --- who may ask, and what ------------------------------------------------------------------------
 
 
@@ -103,42 +189,46 @@ def test_every_answer_says_what_a_browser_may_do_with_it(reg: Registry) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["evil.example", "evil.example:8420", "127.0.0.1.evil.example", "", "[::1", "localhost:x",
-     "192.168.0.7:8420", "127.0.0.1@evil.example"],
-)  # fmt: skip
-def test_a_foreign_host_is_answered_nothing(reg: Registry, file: Path, host: str) -> None:
+FOREIGN = [
+    "evil.example", "evil.example:8420", "127.0.0.1.evil.example", "", "[::1", "localhost:x",
+    "192.168.0.7:8420", "127.0.0.1@evil.example",
+]  # fmt: skip
+
+
+def test_a_foreign_host_is_answered_nothing(reg: Registry, file: Path) -> None:
     reg.push(file, model="secret-net")
-    answer = client(reg).get("/", headers={"host": host})
-    assert (answer.status_code, "secret-net" in answer.text) == (421, False)
+    web = client(reg)
+    for host in FOREIGN:
+        answer = web.get("/", headers={"host": host})
+        assert (answer.status_code, "secret-net" in answer.text) == (421, False), host
+    for host in ("127.0.0.1", "localhost:8420", "LOCALHOST:1", "[::1]:8420"):
+        assert web.get("/", headers={"host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8420", "LOCALHOST:1", "[::1]:8420"])
-def test_the_names_of_this_machine_are_answered(reg: Registry, host: str) -> None:
-    assert client(reg).get("/", headers={"host": host}).status_code == 200
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
-@pytest.mark.parametrize("path", ["/", "/checkpoint?ref=net", "/static/style.css"])
-def test_nothing_but_reading_is_answered(reg: Registry, file: Path, method: str, path: str) -> None:
-    ckpt = reg.push(file, model="net")
-    answer = client(reg).request(method, path)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+def test_nothing_but_reading_is_answered(reg: Registry, file: Path) -> None:
+    ckpt, web = reg.push(file, model="net"), client(reg)
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"):
+        for path in ("/", "/checkpoint?ref=net", "/static/style.css"):
+            answer = web.request(method, path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD"), method
     assert reg.get("net") == ckpt
+    assert web.head("/").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
-     "/static/%2fetc%2fpasswd", "/static/vendor/../../app.py", "/static/..%5capp.py",
-     "/../../etc/passwd", "/static/%00", "/static/" + "a" * 5000],
-)  # fmt: skip
-def test_no_path_leads_out_of_the_static_files(reg: Registry, path: str) -> None:
-    answer = client(reg).get(path)
-    assert answer.status_code == 404
-    assert "import" not in answer.text
-    assert "root:" not in answer.text
+OUTSIDE = [
+    "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
+    "/static/%2fetc%2fpasswd", "/static/vendor/../../app.py", "/static/..%5capp.py",
+    "/../../etc/passwd", "/static/%00", "/static/" + "a" * 5000,
+]  # fmt: skip
+
+
+def test_no_path_leads_out_of_the_static_files(reg: Registry) -> None:
+    web = client(reg)
+    for path in OUTSIDE:
+        answer = web.get(path)
+        assert answer.status_code == 404, path
+        assert "import" not in answer.text
+        assert "root:" not in answer.text
 
 
 def test_a_page_of_another_site_reads_nothing(reg: Registry) -> None:
@@ -168,16 +258,14 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie(reg: Registry, file: Path) ->
     assert bearer.get("/").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path", ["//evil.example/", "///evil.example", "/\\evil.example", "/'\"><b>"]
-)
-def test_a_token_leads_nowhere_else(reg: Registry, path: str) -> None:
+def test_a_token_leads_nowhere_else(reg: Registry) -> None:
     web = client(reg, token="0123456789abcdef")
-    answer = web.get(f"http://127.0.0.1:8420{path}?token=0123456789abcdef")
-    to = re.findall(r'url=([^"]*)"', answer.text)
-    assert len(to) == 1
-    assert re.match(r"/[^/\\]", to[0])
-    assert "<b>" not in answer.text
+    for path in ("//evil.example/", "///evil.example", "/\\evil.example", "/'\"><b>"):
+        answer = web.get(f"http://127.0.0.1:8420{path}?token=0123456789abcdef")
+        to = re.findall(r'url=([^"]*)"', answer.text)
+        assert len(to) == 1, path
+        assert re.match(r"/[^/\\]", to[0]), path
+        assert "<b>" not in answer.text
 
 
 def test_with_a_token_an_address_is_a_host_too(reg: Registry) -> None:
@@ -247,3 +335,63 @@ def test_no_websocket_is_opened(reg: Registry) -> None:
     web = client(reg)
     with pytest.raises(WebSocketDisconnect), web.websocket_connect("/"):
         pass
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_without_the_extra_the_command_says_how_to_get_it(
+    reg: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("registry.web.find_spec", lambda name: None)
+    assert cli.run(["-r", reg.location, "ui"]) == 1
+    said = capsys.readouterr().err
+    assert "the dashboard needs starlette and jinja2 and uvicorn" in said
+    assert "pip install 'ckreg[ui]'" in said
+
+
+def test_a_port_that_is_taken_is_said(reg: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.run(["-r", reg.location, "ui", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port} can't be listened on: Address already in use" in said
+    assert "--port 0" in said
+
+
+def test_a_short_token_is_refused(reg: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["-r", reg.location, "ui", "--port", "0", "--token", "guess"]) == 2
+    assert "16 characters" in capsys.readouterr().err
+
+
+@pytest.mark.sqlite_only("starts a process")
+def test_another_interface_is_served_to_whoever_has_the_token(reg: Registry) -> None:
+    import dashboards
+    import httpx
+
+    with dashboards.served(reg.location, "--host", "0.0.0.0") as address:
+        assert re.fullmatch(r"http://[^/]+:\d+/\?token=[\w-]{32}", address)
+        port = re.findall(r":(\d+)/", address)[0]
+        at = f"http://127.0.0.1:{port}/"
+        token = address.partition("token=")[2]
+        assert httpx.get(at).status_code == 401
+        assert httpx.get(at, headers={"authorization": f"Bearer {token}"}).status_code == 200
+
+
+@pytest.mark.sqlite_only("starts a process")
+def test_a_raw_path_leads_nowhere_either(reg: Registry) -> None:
+    import dashboards
+
+    with dashboards.served(reg.location) as address:
+        port = int(re.findall(r":(\d+)/", address)[0])
+        for path in [*OUTSIDE[:8], "http://evil.example/", "/static/../../../../../etc/passwd"]:
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            asked.putrequest("GET", path, skip_host=True)  # a client of ours would tidy it up
+            asked.putheader("Host", f"127.0.0.1:{port}")
+            asked.endheaders()
+            answer = asked.getresponse()
+            said = answer.read().decode()
+            assert answer.status == 404, path
+            assert "import" not in said
+            assert "root:" not in said
+            asked.close()

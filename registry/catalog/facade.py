@@ -261,10 +261,13 @@ class Catalog:
 
     # --- models and runs ---------------------------------------------------------------------
 
-    def models(self) -> list[Model]:
-        """Return every model, by name."""
+    def models(self, names: Collection[str] | None = None) -> list[Model]:
+        """Return every model, or those of some names, by name."""
+        wanted = select(models).order_by(models.c.name)
+        if names is not None:
+            wanted = wanted.where(models.c.name.in_(names))
         with self._database.read() as connection:
-            rows = connection.execute(select(models).order_by(models.c.name)).all()
+            rows = connection.execute(wanted).all()
             return [
                 Model(
                     name=row.name,
@@ -283,6 +286,12 @@ class Catalog:
                 )
                 for row in rows
             ]
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many live checkpoints each model has, by name: a look at the models alone."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(models.c.name, models.c.live).order_by(models.c.name))
+            return {row.name: row.live for row in rows}
 
     def near_names(self, text: str) -> list[str]:
         """Return up to three models' names that are close to a text."""

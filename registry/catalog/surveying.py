@@ -299,19 +299,19 @@ def holdings(connection: Connection) -> list[Holding]:
     for row in rows:
         twice[row.model_pk] = twice.get(row.model_pk, 0) + (row.times - 1) * row.size_bytes
     names = {row.pk: row.name for row in connection.execute(select(models.c.pk, models.c.name))}
-    found: list[Holding] = []
-    for pk in {row.model_pk for row in sums}:
-        mine = {bool(row.gone): row for row in sums if row.model_pk == pk}
-        whole = sum(int(row.size_bytes) for row in mine.values()) - twice.get(pk, 0)
-        found.append(
-            Holding(
-                names[pk],
-                whole,
-                mine[False].amount if False in mine else 0,
-                mine[True].amount if True in mine else 0,
-                int(mine[True].size_bytes) if True in mine else 0,
-            )
+    amounts: dict[int, dict[bool, tuple[int, int]]] = {}
+    for row in sums:
+        of = amounts.setdefault(row.model_pk, {False: (0, 0), True: (0, 0)})
+        of[bool(row.gone)] = (int(row.amount), int(row.size_bytes))
+    found = [
+        Holding(
+            names[pk],
+            of[False][1] + of[True][1] - twice.get(pk, 0),
+            of[False][0],
+            *of[True],
         )
+        for pk, of in amounts.items()
+    ]
     return sorted(found, key=lambda one: (-one.size_bytes, one.model))
 
 

@@ -40,13 +40,14 @@ def chart(request: Request) -> Response:
         raise ValueError("a chart is of one model: /chart.json?model=NAME")
     if asked.x is not None and asked.x not in AXES:
         raise ValueError(f"x is one of {', '.join(AXES)}, not {asked.x!r}")
-    model = next((m for m in reg.models() if m.name == asked.model), None)
+    model = next(iter(reg.models([asked.model])), None)
     if model is None:
         reg.latest(asked.model)  # which says what is near
     metric = asked.metric or ("acc" if model is None else model.metric)
     course = reg.course(asked.model, metric, **asked.words, most=MOST)
     x = asked.x or next((name for name in AXES if _has(course, AXES[name])), "version")
     plain = {"metric": metric, "x": x, **_columns(course, AXES[x])}
+    plain["mode"] = "max" if model is None else model.mode
     plain["best"] = [] if model is None else _best(reg, model, course, metric, AXES[x], asked)
     text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
     return Response(text, media_type="application/json")

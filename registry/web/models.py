@@ -16,24 +16,23 @@ SIZE: Final = 50
 
 def index(request: Request) -> Response:
     """Show the models by name, a page at a time."""
-    reg, text, after = views.registry_of(request), views.word(request, "q"), views.word(
-        request, "after"
-    )  # fmt: skip
-    models = reg.models()
-    found = [m for m in models if text is None or text.casefold() in m.name.casefold()]
-    rest = [m for m in found if after is None or m.name > after]
+    reg = views.registry_of(request)
+    text, after = views.word(request, "q"), views.word(request, "after")
+    sizes = reg.sizes()
+    found = [name for name in sizes if text is None or text.casefold() in name.casefold()]
+    rest = [name for name in found if after is None or name > after]
     shown = rest[:SIZE]
     return views.render(
         request,
         "models.html",
-        models=shown,
+        models=reg.models(shown),
         amount=len(found),
-        checkpoints=sum(m.checkpoints for m in models),
-        standings=reg.standings([m.name for m in shown]),
+        checkpoints=sum(sizes.values()),
+        standings=reg.standings(shown),
         q=text,
-        next=views.url("/", q=text, after=shown[-1].name) if len(rest) > SIZE else None,
+        next=views.url("/", q=text, after=shown[-1]) if len(rest) > SIZE else None,
         first=None if after is None else views.url("/", q=text),
-        searchable=len(models) > 8,
+        searchable=len(sizes) > 8,
     )
 
 
@@ -46,7 +45,7 @@ def go(request: Request) -> Response:
     reg, text = views.registry_of(request), views.word(request, "q")
     if text is None:
         return RedirectResponse("/", 303)
-    if any(model.name == text for model in reg.models()):
+    if reg.models([text]):
         return RedirectResponse(views.url("/checkpoints", model=text), 303)
     return RedirectResponse(views.url("/checkpoint", ref=reg.get(text).id), 303)
 

@@ -20,6 +20,9 @@ from . import views
 SIZE: Final = 50
 """The rows of a page."""
 
+NAMED: Final = 200
+"""How many models a list of all of them offers to choose from; `where` names any."""
+
 _LISTED: Final[Mapping[str, Listed]] = {column.name: column for column in CHECKPOINT_COLUMNS}
 
 _SORTS: Final = (
@@ -98,8 +101,10 @@ def checkpoints(request: Request) -> Response:
     sort = views.word(request, "sort") or "-created_at"
     after = views.word(request, "after")
     mistake = _mistake(asked.where)
-    models = reg.models()
-    model = next((m for m in models if m.name == asked.model), None)
+    names = [*reg.sizes()] if asked.model is None else []
+    known = names[:NAMED] if asked.model is None else [asked.model]
+    models = reg.models(known)
+    model = next(iter(models), None) if asked.model else None
     found: tuple[Checkpoint, ...] = ()
     following = total = None
     if mistake is None:
@@ -118,7 +123,8 @@ def checkpoints(request: Request) -> Response:
         status=400 if mistake else 200,
         asked=asked,
         model=model,
-        models=models,
+        names=names[:NAMED],
+        more=max(0, len(names) - NAMED),
         choices=reg.choices(asked.model),
         datasets=_datasets(models, model),
         metric=_metric(asked, model),

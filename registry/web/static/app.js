@@ -79,9 +79,28 @@
   });
 
   document.addEventListener("htmx:afterSettle", () => {
+    $("#said")?.remove();
     at = -1;
     showPicked();
   });
+  // An answer that has no place in this page, such as an error's, is a page of its own.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { xhr, target } = event.detail;
+    if (xhr.status < 400 || !target.id || xhr.response.includes(`id="${target.id}"`)) return;
+    event.preventDefault();
+    location.href = event.detail.pathInfo.finalRequestPath;
+  });
+  document.addEventListener("htmx:sendError", () => say("No answer: has ckreg ui ended?"));
+
+  function say(text) {
+    const box = $("#said") || document.createElement("div");
+    box.id = "said";
+    box.className = "callout bad";
+    box.setAttribute("role", "alert");
+    box.textContent = text;
+    $("main").prepend(box);
+  }
+
   document.addEventListener("htmx:beforeRequest", () => document.body.classList.add("waiting"));
   document.addEventListener("htmx:afterRequest", () => document.body.classList.remove("waiting"));
 

@@ -163,13 +163,15 @@
       context.fillStyle = color("--good");
       context.strokeStyle = color("--panel");
       const text = `best v${best.version}`;
-      const wide = context.measureText(text).width;
-      const right = x + 10 * ratio + wide < u.bbox.left + u.bbox.width;
-      context.textAlign = right ? "left" : "right";
+      // Beyond the extreme, where no line is; at the edge of the plot, beside it.
+      const half = context.measureText(text).width / 2;
+      const left = Math.max(u.bbox.left + half, Math.min(x, u.bbox.left + u.bbox.width - half));
+      const away = (data.mode === "min" ? 16 : -15) * ratio;
+      let line = y + away;
+      if (line < u.bbox.top || line > u.bbox.top + u.bbox.height) line = y - away;
+      context.textAlign = "center";
       context.textBaseline = "middle";
-      const left = x + (right ? 11 : -11) * ratio;
-      let line = y;
-      while (labels.some(([lx, ly]) => Math.abs(lx - left) < 110 * ratio && Math.abs(ly - line) < 15 * ratio)) line += 16 * ratio;
+      while (labels.some(([lx, ly]) => Math.abs(lx - left) < 2.2 * half && Math.abs(ly - line) < 14 * ratio)) line += away;
       labels.push([left, line]);
       context.lineJoin = "round";
       context.lineWidth = 5 * ratio;
