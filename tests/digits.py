@@ -202,6 +202,16 @@ def lightning_ddp(location: Path, folder: Path, kill_at: int = NEVER) -> None:
     lightning(location, folder, kill_at, strategy="ddp", devices=2)
 
 
+def lightning_ddp_refused(location: Path, folder: Path, kill_at: int = NEVER) -> None:
+    """Train on two processes, where what rank 0 is to save is refused; both must learn it."""
+    from registry import RemoteError
+
+    try:
+        lightning(location, folder, words={"acc": "nope"}, strategy="ddp", devices=2)
+    except (ValueError, RemoteError) as error:
+        print(f"REFUSED {type(error).__name__}: {error}", flush=True)
+
+
 class Labelled(nn.Module):
     """A net as transformers' Trainer takes it: labels in, loss and logits out."""
 

@@ -23,6 +23,9 @@ PAGES = [
 SERVED = {"move-a-lab.md"}
 """The pages that speak of servers; what they write for a database and a bucket is one of ours."""
 
+NEEDED = {"training-loops.md": ("sklearn", "lightning", "transformers", "accelerate")}
+"""The libraries that a page's blocks import, beyond those that every test has."""
+
 NOT_RUN: dict[str, int] = {}
 """How many blocks of a page are kept from running, each with its reason above it."""
 
@@ -35,6 +38,8 @@ def of(*pages: Path) -> list[object]:
 def test_a_page_runs_as_written(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for library in NEEDED.get(page.name, ()):
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the commands that a shell runs
     place = tmp_path.with_name(f"{tmp_path.name}-bin")

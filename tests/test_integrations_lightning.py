@@ -143,3 +143,15 @@ def test_two_processes_save_one_checkpoint_and_go_on_after_a_kill(tmp_path):
             net = digits.lightning_module()
             reg.load(checkpoint, into=net)
             assert checkpoint.acc == pytest.approx(digits.accuracy(net.model), abs=1e-6)
+
+
+@pytest.mark.ranks
+def test_what_rank_0_refuses_is_told_to_the_others(tmp_path):
+    Registry.create(tmp_path / "reg").close()
+    done = digits.alone("lightning_ddp_refused", tmp_path / "reg", tmp_path)
+    why = "acc='nope' names a metric that isn't there: 'loss', 'val_acc'"
+    refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
+    assert sorted(refused) == [
+        f"REFUSED RemoteError: rank 0 could not save: ValueError: {why}",
+        f"REFUSED ValueError: {why}",
+    ], done.stdout + done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,15 @@ def save_state(
     def told(value: Any) -> Any:
         return broadcast_object_list([value])[0]
 
-    main = accelerator.is_main_process
-    folder = temporary() if main else None
-    try:
-        path = Path(told(None if folder is None else folder.name))
+    with ExitStack() as stack:
+        rank = accelerator.process_index
+        path = Path(on_rank_zero(rank, told, lambda: stack.enter_context(temporary())))
         hook = accelerator.register_save_state_pre_hook(seen)
-        try:
-            accelerator.save_state(str(path))
-        finally:
-            hook.remove()
+        stack.callback(hook.remove)
+        accelerator.save_state(str(path))
         accelerator.wait_for_everyone()  # each process writes its own random states
 
-        def take() -> Checkpoint:
+        def take() -> dict[str, Any]:
             if not weights:
                 raise RefusedLoadError(
                     f"{accelerator.distributed_type} spreads the net over its ranks, and what "
@@ -80,12 +78,9 @@ def save_state(
                 )
             record = _record(accelerator, run, models, weights, epoch, step, numbers)
             (path / RECORD).write_text(json.dumps({"ckreg": record}, indent=2), encoding="utf-8")
-            return registry.push(path, tags=tags)
+            return registry.push(path, tags=tags).to_dict()
 
-        return on_rank_zero(accelerator.process_index, told, take)
-    finally:
-        if folder is not None:
-            folder.cleanup()
+        return Checkpoint.from_dict(on_rank_zero(rank, told, take))
 
 
 def load_state(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,24 +150,19 @@ class CheckpointCallback(Checkpoint):
             or (trainer.current_epoch + 1) % self._every_n_epochs
         ):
             return
-        strategy = trainer.strategy
-        folder = temporary(trainer.default_root_dir) if trainer.is_global_zero else None
-        try:
-            path = strategy.broadcast(folder and os.path.join(folder.name, "lightning.ckpt"))
-            if trainer.is_global_zero:
+        rank, broadcast = trainer.global_rank, trainer.strategy.broadcast
+        with ExitStack() as stack:
+
+            def begun() -> str:
                 self._record = self._record_of(trainer, pl_module)
-            try:
-                trainer.save_checkpoint(path, self._weights_only)
-            finally:
-                self._record = None
-            self.last = on_rank_zero(
-                trainer.global_rank,
-                strategy.broadcast,
-                lambda: self._training.take(Path(path)),
-            )
-        finally:
-            if folder is not None:
-                folder.cleanup()
+                folder = stack.enter_context(temporary(_room(trainer)))
+                return os.path.join(folder, "lightning.ckpt")
+
+            stack.callback(lambda: setattr(self, "_record", None))
+            path = on_rank_zero(rank, broadcast, begun)  # what is wrong is known before all save
+            trainer.save_checkpoint(path, self._weights_only)
+            made = on_rank_zero(rank, broadcast, lambda: self._training.take(Path(path)).to_dict())
+        self.last = Saved.from_dict(made)
         self._saved_at = trainer.global_step
 
     def _record_of(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -209,6 +205,15 @@ def _saves_after_epoch(trainer: Trainer) -> bool:
     if not (sum(batches) if isinstance(batches, list) else batches):
         return True
     return bool(trainer.val_check_interval == 1.0)
+
+
+def _room(trainer: Trainer) -> str | None:
+    """Return the folder where the Trainer itself would write, None where that is no folder."""
+    root = str(trainer.default_root_dir)
+    if "://" in root:
+        return None
+    os.makedirs(root, exist_ok=True)
+    return root
 
 
 def _bare(optimizer: Any) -> Any:

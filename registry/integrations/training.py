@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import drafting, saves
 from ..errors import ConflictError, NotFoundError, RemoteError, warn
@@ -27,6 +27,8 @@ from ..values import optional_text, plain_json
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 Place = Registry | str | os.PathLike[str] | None
 """A registry, or where it is; None: $CKREG_REGISTRY, ./.ckreg upward, ~/.ckreg."""
@@ -240,30 +242,30 @@ def settings(given: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
-def on_rank_zero(
-    rank: int, broadcast: Callable[[Any], Any], work: Callable[[], Checkpoint]
-) -> Checkpoint:
-    """Do what one process does for all; every process gets the checkpoint, or an error.
+def on_rank_zero(rank: int, broadcast: Callable[[Any], Any], work: Callable[[], T]) -> T:
+    """Do what one process does for all; every process gets what came of it, or an error.
 
     Args:
-        broadcast: sends rank 0's object to all, and returns it.
+        broadcast: sends rank 0's object to all, and returns it; all call it.
+        work: gives plain data.
 
     Raises:
-        CkregError, ValueError, …: what the work raised, on rank 0; on the others a RemoteError.
+        BaseException: what the work raised, on rank 0; on the others a RemoteError.
     """
-    told: dict[str, Any] = {}
-    error: BaseException | None = None
+    told: tuple[str, Any] = ("", None)
+    failed: BaseException | None = None
     if rank == 0:
         try:
-            told = {"checkpoint": work().to_dict()}
-        except BaseException as failed:
-            error, told = failed, {"error": f"{type(failed).__name__}: {failed}"}
-    told = broadcast(told)
-    if error is not None:
-        raise error
-    if "error" in told:
-        raise RemoteError(f"rank 0 could not save: {told['error']}")
-    return Checkpoint.from_dict(told["checkpoint"])
+            told = ("", work())
+        except BaseException as error:
+            failed, told = error, (f"{type(error).__name__}: {error}", None)
+    why, made = broadcast(told)
+    if failed is not None:
+        raise failed
+    if why:
+        raise RemoteError(f"rank 0 could not save: {why}")
+    result: T = made
+    return result
 
 
 def _number(value: object) -> float | None:
