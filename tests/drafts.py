@@ -33,9 +33,16 @@ class _Hand:
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> Any:
         """Run a statement."""
+        if sql == "PRAGMA foreign_keys = OFF":
+            sql = "SET session_replication_role = replica"
         if sql.startswith("PRAGMA"):
             return None
         return self.connection.execute(sql.replace("%", "%%").replace("?", "%s"), values or None)
+
+    def executescript(self, script: str) -> None:
+        """Run several statements; none has a semicolon inside."""
+        for sql in script.split("; "):
+            self.execute(sql)
 
 
 def refusals() -> tuple[type[Exception], ...]:

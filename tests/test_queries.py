@@ -6,38 +6,61 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from backends import BACKENDS, records_at
+from drafts import by_hand
 
 from registry import Checkpoint, NotFoundError, Registry
 
 BY_HAND = """
 SELECT c.id FROM checkpoints c JOIN models m ON m.pk = c.model_pk
-WHERE m.name = ? AND c.dataset IS ? AND c.removed_at IS NULL AND c.acc IS NOT NULL
+WHERE m.name = ? AND c.dataset = ? AND c.removed_at IS NULL AND c.acc IS NOT NULL
 ORDER BY c.acc DESC, c.version DESC LIMIT 1
 """
 
 BY_HAND_LOSS = """
 SELECT c.id FROM checkpoints c JOIN models m ON m.pk = c.model_pk
 JOIN metrics x ON x.checkpoint_pk = c.pk AND x.name = 'val/loss'
-WHERE m.name = ? AND c.dataset IS ? AND c.removed_at IS NULL
+WHERE m.name = ? AND c.dataset = ? AND c.removed_at IS NULL
 ORDER BY x.value ASC, c.version DESC LIMIT 1
 """
 
 
+Histories = Callable[[str], Registry]
+
+
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Return a registry of 1,000 checkpoints: ties, missing acc, datasets, runs, removed rows, two
-    monitors.
-    """
+def histories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Histories]:
+    """Return what gives a backend's registry of 1,000 checkpoints."""
+    made: dict[str, Registry] = {}
+    with ExitStack() as stack:
+
+        def give(backend: str) -> Registry:
+            if backend not in made:
+                tmp_path = tmp_path_factory.mktemp("history")
+                made[backend] = stack.enter_context(BACKENDS[backend](tmp_path))
+                fill(made[backend], tmp_path)
+            return made[backend]
+
+        yield give
+
+
+@pytest.fixture
+def history(histories: Histories, backend: str) -> Registry:
+    """Return it."""
+    return histories(backend)
+
+
+def fill(reg: Registry, tmp_path: Path) -> None:
+    """Push 1,000: ties, missing acc, datasets, runs, removed rows, two monitors."""
     chance = random.Random(7)
-    tmp_path = tmp_path_factory.mktemp("history")
-    reg = Registry.create(tmp_path / "history")
     path = tmp_path / "w.pt"
     torch.save({"w": torch.zeros(1)}, path)
     for number in range(1000):
@@ -54,7 +77,6 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Registry:
         if chance.random() < 0.1:
             reg.remove(checkpoint)
     reg.monitor("loser", "val/loss", "min")
-    return reg
 
 
 def brute_force(
@@ -70,40 +92,39 @@ def brute_force(
 
 @pytest.mark.slow
 def test_best_agrees_everywhere(history: Registry) -> None:
-    db = sqlite3.connect(f"{history.location}/registry.db")
-    for model, metric, sign, sql in (
-        ("net", "acc", 1, BY_HAND),
-        ("vision/net", "acc", 1, BY_HAND),
-        ("loser", "val/loss", -1, BY_HAND_LOSS),
-    ):
-        found = list(history.find(model))
-        assert (
-            len(found)
-            == db.execute(
-                "SELECT count(*) FROM checkpoints c JOIN models m ON m.pk = c.model_pk "
-                "WHERE m.name = ? AND c.removed_at IS NULL",
-                (model,),
-            ).fetchone()[0]
-        )
-        for dataset in ("a", "b"):
-            best = history.best(model, dataset=dataset)
-            assert best.id == brute_force(found, metric, sign, dataset)
-            assert (best.id,) == db.execute(sql, (model, dataset)).fetchone()
-            assert best.id == history.get(f"{model}@best", dataset=dataset).id
-            done = subprocess.run(
-                [sys.executable, "-m", "registry", "-r", history.location, "best", model,
-                 "--dataset", dataset, "--json"],
-                capture_output=True, text=True, check=True,
-                cwd=Path(__file__).parents[1],
-            )  # fmt: skip
-            assert json.loads(done.stdout)["id"] == best.id
-            for run in ("r1", "r2"):
-                mine = history.best(model, dataset=dataset, run=run)
-                assert mine.id == brute_force(found, metric, sign, dataset, run)
-            newest = max((c for c in found if c.dataset == dataset), key=lambda c: c.version)
-            assert history.latest(model, dataset=dataset).id == newest.id
-        assert history.latest(model, dataset="a").removed_at is None
-    db.close()
+    with by_hand(records_at(history)) as db:
+        for model, metric, sign, sql in (
+            ("net", "acc", 1, BY_HAND),
+            ("vision/net", "acc", 1, BY_HAND),
+            ("loser", "val/loss", -1, BY_HAND_LOSS),
+        ):
+            found = list(history.find(model))
+            assert (
+                len(found)
+                == db.execute(
+                    "SELECT count(*) FROM checkpoints c JOIN models m ON m.pk = c.model_pk "
+                    "WHERE m.name = ? AND c.removed_at IS NULL",
+                    (model,),
+                ).fetchone()[0]
+            )
+            for dataset in ("a", "b"):
+                best = history.best(model, dataset=dataset)
+                assert best.id == brute_force(found, metric, sign, dataset)
+                assert (best.id,) == db.execute(sql, (model, dataset)).fetchone()
+                assert best.id == history.get(f"{model}@best", dataset=dataset).id
+                done = subprocess.run(
+                    [sys.executable, "-m", "registry", "-r", history.location, "best", model,
+                     "--dataset", dataset, "--json"],
+                    capture_output=True, text=True, check=True,
+                    cwd=Path(__file__).parents[1],
+                )  # fmt: skip
+                assert json.loads(done.stdout)["id"] == best.id
+                for run in ("r1", "r2"):
+                    mine = history.best(model, dataset=dataset, run=run)
+                    assert mine.id == brute_force(found, metric, sign, dataset, run)
+                newest = max((c for c in found if c.dataset == dataset), key=lambda c: c.version)
+                assert history.latest(model, dataset=dataset).id == newest.id
+            assert history.latest(model, dataset="a").removed_at is None
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from backends import blobs_at, reopened
 from drafts import by_hand
 from test_verifying import (
     ROWS,
     blob_path,
     database,
     file_of,
+    file_of_database,
     full,
     overwrite,
     record_path,
@@ -20,16 +22,14 @@ from test_verifying import (
 )
 
 from registry import ConflictError, Registry
-from registry.catalog import Catalog
 from registry.cli import run
-from registry.schema import Database
 
 __all__ = ["full", "template"]
 
 
 def facts(reg: Registry) -> list[object]:
     """Return all that a registry knows of its checkpoints, in the order of their versions."""
-    catalog = Catalog(Database.open(database(reg)))
+    catalog = reopened(database(reg))
     return [
         [catalog.whole(c.id) for c in reg.find(sort="version", include_removed=True)],
         reg.models(),
@@ -39,7 +39,7 @@ def facts(reg: Registry) -> list[object]:
 
 
 def quarantined(reg: Registry) -> list[str]:
-    return sorted(p.name for p in Path(reg.location).glob("quarantine/*"))
+    return sorted(p.name for p in blobs_at(reg).glob("quarantine/*"))
 
 
 # --- repair ---------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_a_damaged_blob_is_set_aside_and_a_push_heals_it(full: Registry, tmp_pat
     done = full.repair(full.verify())
     assert ([f.kind for f, _ in done.done], done.ok) == (["damaged"], False)
     (kept,) = quarantined(full)
-    assert (Path(full.location) / "quarantine" / kept).read_bytes() == bad
+    assert (blobs_at(full) / "quarantine" / kept).read_bytes() == bad
     assert [f.kind for f in full.verify().findings] == ["missing"]
     assert full.push(file_of(tmp_path, 2), keys="").ref == "net@v2"
     assert full.verify().ok
@@ -76,7 +76,7 @@ def test_a_blob_that_is_whole_again_stays(full: Registry) -> None:
 
 
 def test_foreign_files_are_set_aside_and_writable_ones_closed(full: Registry) -> None:
-    root = Path(full.location)
+    root = blobs_at(full)
     (root / "blobs" / "ab" / "notes.txt").write_text("mine")
     (root / "blobs" / "stray").mkdir()
     blob_path(full, "saved@v1").chmod(0o664)
@@ -133,14 +133,15 @@ def test_rows_are_made_of_no_record_that_does_not_prove_itself(full: Registry) -
     assert not full.verify().ok
 
 
+@pytest.mark.sqlite_only("it puts an older file in the database's place")
 def test_an_older_copy_of_the_database_gets_back_what_it_lacks(
     full: Registry, tmp_path: Path
 ) -> None:
-    shutil.copy(database(full), tmp_path / "older.db")
+    shutil.copy(file_of_database(full), tmp_path / "older.db")
     full.push(file_of(tmp_path, 9), tags=["new"], aliases=["prod"])
     full.alias("saved@v2", "prod")
     full.push(file_of(tmp_path, 8), model="another", aliases=["prod"])
-    shutil.copy(tmp_path / "older.db", database(full))
+    shutil.copy(tmp_path / "older.db", file_of_database(full))
     full.repair(full.verify())
     assert full.get("another@prod").epoch == 8
     assert full.get("saved@prod").ref == "saved@v2"
@@ -151,10 +152,11 @@ def test_an_older_copy_of_the_database_gets_back_what_it_lacks(
 # --- rebuild --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_a_database_made_of_the_records_knows_all_that_the_lost_one_did(full: Registry) -> None:
     full.gc(grace="0")
     before = facts(full)
-    database(full).unlink()
+    file_of_database(full).unlink()
     done = Registry.rebuild(full.location, replace=True)
     assert (done.checkpoints, done.unusable, done.remarks, done.replaced) == (5, (), (), True)
     with Registry.open(full.location) as again:
@@ -163,26 +165,29 @@ def test_a_database_made_of_the_records_knows_all_that_the_lost_one_did(full: Re
         assert again.push(blob_path(again, "saved@v1"), model="net").version == 3
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_a_rebuild_leaves_the_database_in_use_alone_unless_it_is_told_to(full: Registry) -> None:
-    before = database(full).read_bytes()
+    before = file_of_database(full).read_bytes()
     done = Registry.rebuild(full.location)
     assert (done.path.name, done.replaced, done.kept) == ("registry.db.rebuilt", False, None)
-    assert database(full).read_bytes() == before
+    assert file_of_database(full).read_bytes() == before
     with pytest.raises(ConflictError, match="there already"):
         Registry.rebuild(full.location)
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_the_replaced_database_is_kept(full: Registry) -> None:
-    before = database(full).read_bytes()
+    before = file_of_database(full).read_bytes()
     data = bytearray(before)
     data[:100] = bytes(100)
-    database(full).write_bytes(data)
+    file_of_database(full).write_bytes(data)
     done = Registry.rebuild(full.location, replace=True)
     assert done.kept is not None
     assert done.kept.read_bytes() == data
     assert full.verify().findings == ()
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_a_rebuild_never_replaces_a_database_that_knows_more(full: Registry) -> None:
     record_path(full, "saved@v2").unlink()
     with pytest.raises(ConflictError, match="1 checkpoints that no whole record"):
@@ -190,6 +195,7 @@ def test_a_rebuild_never_replaces_a_database_that_knows_more(full: Registry) -> 
     assert full.get("saved@v2").version == 2
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_a_rebuild_says_what_is_no_use(full: Registry) -> None:
     path = record_path(full, "saved@v1")
     path.write_text("{")
@@ -211,10 +217,11 @@ def test_repair_asks_and_with_yes_mends(full: Registry, capsys: pytest.CaptureFi
     assert full.verify().findings == ()
 
 
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_the_command_rebuilds(full: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     at = ["-r", full.location]
     assert run(["verify", "saved@v1", "--rebuild", *at]) == 2
-    database(full).unlink()
+    file_of_database(full).unlink()
     assert run(["verify", "--rebuild", "--yes", *at], terminal=True) == 0
     assert "5 checkpoints · in use" in capsys.readouterr().out
     assert run(["verify", *at]) == 0
