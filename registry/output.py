@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .drafting import Given
     from .importing import ImportedFile, ImportResult
     from .plotting import Curves
+    from .pruning import PrunePlan
+    from .retention import Verdict
     from .schema import Upgrade
     from .verifying import Finding, Verification
 
@@ -155,6 +157,20 @@ FINDING_COLUMNS: Final = (
     Column("WHAT", lambda f: f.what, lambda f: f.what),
     Column("MEND", lambda f: f.mend, lambda f: f.mend),
 )
+
+
+VERDICT_COLUMNS: Final = (
+    Column("REF", lambda v: v.ref, lambda v: v.ref),
+    Column("DATASET", lambda v: _or_dash(v.dataset), lambda v: v.dataset, gives=True),
+    Column("EPOCH", lambda v: _or_dash(v.epoch), lambda v: v.epoch, right=True),
+    Column("IT", lambda v: _fate(v), lambda v: _fate(v)),
+    Column("WHY", lambda v: v.why, lambda v: v.why, gives=True),
+    Column("SIZE", lambda v: size(v.size_bytes), lambda v: v.size_bytes, right=True),
+)
+
+
+def _fate(verdict: Verdict) -> str:
+    return "stays" if verdict.kept else "goes"
 
 
 def _grade(finding: Finding) -> str:
@@ -355,6 +371,28 @@ class Output:
             )
         if drawn.left_out:
             self.note(f"{count(drawn.left_out, 'checkpoint')} left out: without {drawn.axis}")
+
+    def pruning(self, plan: PrunePlan) -> None:
+        """Print what becomes of each checkpoint and why, with -q what goes; on stderr the sum."""
+        if self._form == "json":
+            self._stdout.write(_json(plan.to_dict(), indent=2) + "\n")
+        else:
+            shown = plan.removed if self._form == "refs" else plan.verdicts
+            self._rows(shown, VERDICT_COLUMNS, lambda v: v.ref)
+        self.note(
+            f"{len(plan.removed):,} of {count(len(plan.verdicts), 'checkpoint')} "
+            f"{'removed' if plan.done else 'would go'}; "
+            f"{size(plan.size_bytes)} come back when gc takes them, after its grace"
+            if plan
+            else f"nothing goes of {count(len(plan.verdicts), 'checkpoint')}"
+        )
+        if plan.spared:
+            self.note(f"{plan.spared:,} spared, since something changed meanwhile")
+
+    @property
+    def aside(self) -> Output:
+        """Where a person is shown what a question is about: tables, on stderr."""
+        return Output(self._stderr, self._stderr, columns=self._columns)
 
     def comparison(self, found: Comparison) -> None:
         """Print two checkpoints' metrics side by side, and on stderr which they are."""

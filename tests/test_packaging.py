@@ -105,6 +105,7 @@ def imported(*words: str, registry: str) -> set[str]:
         "rm net@v2 --yes --force",
         "import {tmp} --model net",
         "verify", "verify --repair --yes", "gc --yes",
+        "prune net --keep-last 1 --dry-run", "prune net --keep-last 1 --yes",
     ],
 )  # fmt: skip
 def test_a_command_that_needs_no_torch_imports_neither_torch_nor_alembic(

@@ -4,6 +4,7 @@ it, in real registries.
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from registry import (
     Tagged,
     Younger,
 )
+from registry.cli import run as ckreg
 from registry.retention import Candidate, Setting, judge
 from registry.values import CheckpointId, FrozenMap
 
@@ -527,3 +529,132 @@ def test_a_resume_point_is_of_a_run_and_a_dataset(reg: Registry) -> None:
     assert reg.resume_point("net", dataset="b") == second
     with pytest.raises(CkregError, match="2 datasets"):
         reg.resume_point("net")
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+def ask(reg: Registry, *words: str, terminal: bool = True) -> int:
+    return ckreg([*words, "-r", reg.location], terminal=terminal)
+
+
+def test_prune_shows_its_plan_and_takes_it_when_told_to(
+    reg: Registry, five: list[Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("prune", "net", "--keep-last", "2", "--keep-every", "2")
+    assert ask(reg, *words, "--dry-run") == 0
+    shown = capsys.readouterr()
+    assert [line.split()[:4] for line in shown.out.splitlines()] == [
+        ["REF", "DATASET", "EPOCH", "IT"],
+        ["net@v5", "-", "4", "stays"],
+        ["net@v4", "-", "3", "stays"],
+        ["net@v3", "-", "2", "stays"],
+        ["net@v2", "-", "1", "goes"],
+        ["net@v1", "-", "0", "stays"],
+    ]
+    assert "not in the last 2, epoch 1 is between" in shown.out
+    assert "1 of 5 checkpoints would go" in shown.err
+    assert ask(reg, *words) == 2  # no terminal to ask on
+    assert "to go ahead, add --yes" in (err := capsys.readouterr().err)
+    assert "net@v2" in err  # what it would have asked about
+    assert len(live(reg)) == 5
+    assert ask(reg, *words, "--yes", "-q") == 0
+    done = capsys.readouterr()
+    assert done.out == "net@v2\n"
+    assert "1 of 5 checkpoints removed" in done.err
+    assert f"registry: {reg.location}" in done.err
+    assert "to bring back: ckreg restore net@v2" in done.err
+    assert ask(reg, *words, "--yes") == 0
+    assert "nothing goes of 4 checkpoints" in capsys.readouterr().err
+    assert ask(reg, "restore", "net@v2") == 0
+    assert len(live(reg)) == 5
+
+
+def test_prune_in_a_pipe_and_as_json(
+    reg: Registry, five: list[Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(reg, "prune", "net", "--keep-best", "1", "--dry-run", terminal=False) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["net@v5", "", "4", "stays", "latest", str(five[4].size_bytes)]
+    assert [row[3] for row in rows] == ["stays", "stays", "goes", "goes", "goes"]
+    assert ask(reg, "prune", "net", "--keep-best", "1", "--yes", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["format"], done["done"], done["policy"]) == (1, True, "Best(1)")
+    assert [v["ref"] for v in done["removed"]] == ["net@v3", "net@v2", "net@v1"]
+    assert [(v["ref"], v["why"]) for v in done["kept"]] == [
+        ("net@v5", "latest"), ("net@v4", "best, no. 1 by acc (0.5000)"),
+    ]  # fmt: skip
+    assert done["size_bytes"] == reg.gc(dry_run=True, grace="0").size_bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("net", 2, "say what to keep"),
+        ("net --keep-last 1 --metric loss", 2, "--keep-best"),
+        ("net --keep-best 1 --metric loss", 2, "say mode='max' or mode='min'"),
+        ("net --keep-best 0", 2, "must be 1 or more"),
+        ("net --younger soon", 2, "should read like 14d"),
+        ("net --keep-tagged v1", 2, "a word that refs use"),
+        ("nett --keep-last 1", 3, "did you mean 'net'"),
+        ("net --keep-last 1 --run x", 3, "no run of 'net' is called 'x'"),
+    ],
+)  # fmt: skip
+def test_prune_refuses_what_it_cant_do(
+    reg: Registry, five: list[Checkpoint], capsys: pytest.CaptureFixture[str],
+    words: str, code: int, says: str,
+) -> None:  # fmt: skip
+    assert ask(reg, "prune", *words.split(), "--yes") == code
+    assert says in capsys.readouterr().err
+    assert len(live(reg)) == 5
+
+
+def test_each_option_is_its_policy(
+    reg: Registry, five: list[Checkpoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, policy in {
+        "--keep-best 2": "Best(2)",
+        "--keep-best 2 --metric loss --mode min": "Best(2, 'loss', 'min')",
+        "--keep-every 3 --younger 36h": "Every(epochs=3) | Younger('36h')",
+        "--keep-tagged": "Tagged()",
+        "--keep-tagged good --keep-tagged odd --keep-last 1": "Last(1) | Tagged('good', 'odd')",
+    }.items():
+        assert ask(reg, "prune", "net", *words.split(), "--dry-run", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["policy"] == policy
+
+
+# --- several ranks --------------------------------------------------------------------------------
+
+
+@pytest.mark.ranks
+def test_of_several_ranks_the_one_that_commits_prunes(reg: Registry) -> None:
+    import gloo
+
+    ended = gloo.run("test_retention:_rank", reg.location)
+    assert [rank.code for rank in ended] == [0, 0], ended[0].stderr
+    assert [rank.answer for rank in ended] == [[1, 3, 4], None]
+    assert [c.epoch for c in reg.find("net", sort="epoch")] == ended[0].answer
+
+
+def _rank(location: str) -> object:
+    """Save under DDP on every rank; a rank that must not prune fails if it does."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from registry import pruning
+
+    rank = dist.get_rank()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a rank that doesn't commit prunes")
+
+    if rank:
+        pruning.plan = pruning.prune = never  # type: ignore[assignment]
+        warnings.simplefilter("error")
+    net = DistributedDataParallel(seeded(1))
+    with Registry.open(location) as reg, reg.run("net", keep=Best(2) | Last(1)) as run:
+        for epoch, acc in enumerate([0.1, 0.9, 0.2, 0.5, 0.3]):
+            run.save(net, epoch=epoch, acc=acc)
+            dist.barrier()
+        epochs = [c.epoch for c in reg.find("net", sort="epoch")]
+    return None if rank else epochs

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "alias": ("marking.alias", "Point a name at a checkpoint, which MODEL@NAME then means."),
     "rm": ("marking.rm", "Remove checkpoints from every answer, until restored."),
     "restore": ("marking.restore", "Bring removed checkpoints back, under their old versions."),
+    "prune": ("keeping.prune", "Remove the checkpoints that no keep option names."),
     "verify": ("keeping.verify", "Read every byte, row and record, and say what is wrong."),
     "gc": ("keeping.gc", "Free the bytes that nothing needs any more."),
     "copy": ("place.copy", "Copy a registry to another place; a second run goes on."),

@@ -1,15 +1,20 @@
-"""Commands that keep a registry whole and small: verify, gc."""
+"""Commands that keep a registry whole and small: prune, verify, gc."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING
 
 import click
 
 from .. import pages
-from ..formatting import listed, size
+from ..formatting import count, listed, size
+from ..records import Mode
 from .session import (
     Session,
+    answers,
+    complete_model,
     complete_ref,
     json_option,
     registry_option,
@@ -18,9 +23,110 @@ from .session import (
 
 if TYPE_CHECKING:
     from ..registry import Registry
+    from ..retention import Policy
     from ..verifying import Verification
 
 _DAMAGED = 6
+_SHOWN = 20  # refs in the line that brings them back
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", shell_complete=complete_model)
+@click.option("--keep-best", "best", type=int, metavar="N", help="The best N of each dataset.")
+@click.option("--metric", metavar="NAME", help="By which; default: the model's monitor.")
+@click.option("--mode", type=click.Choice(["max", "min"]), help="Whether more or less is better.")
+@click.option("--keep-last", "last", type=int, metavar="N", help="The newest N of each dataset.")
+@click.option("--keep-every", "every", type=int, metavar="N", help="Each Nth epoch.")
+@click.option("--keep-tagged", "tags", multiple=True, is_flag=False, flag_value="",
+              metavar="[TAG]", help="What has this tag, or any; repeatable.")  # fmt: skip
+@click.option("--younger", metavar="TIME", help="What is younger: 7d, 36h, …")
+@click.option("--dataset", metavar="NAME", help="Judge those of this dataset alone.")
+@click.option("--run", metavar="NAME", help="Judge those of this training job alone.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, and stop.")
+@click.option("--yes", is_flag=True, help="Don't ask; needed where there is no terminal.")
+@answers
+def prune(
+    session: Session,
+    model: str,
+    *,
+    best: int | None,
+    metric: str | None,
+    mode: Mode | None,
+    last: int | None,
+    every: int | None,
+    tags: tuple[str, ...],
+    younger: str | None,
+    dataset: str | None,
+    run: str | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Remove the checkpoints that no keep option names.
+
+    The best and the latest of each dataset stay in any case, and so does what an alias points at,
+    and what lacks the metric or epoch that is asked for. ckreg restore brings back what went, until
+    gc takes its bytes.
+
+    \b
+    Example:
+      ckreg prune resnet50 --keep-best 3 --keep-last 2 --dry-run
+    """
+    policy = _policy(best, metric, mode, last, every, tags, younger)
+    out = session.out
+    with session.open() as reg:
+        plan = reg.prune(model, policy, dataset=dataset, run=run, dry_run=True)
+        if dry_run or not plan:
+            out.pruning(plan)
+            return
+        if not yes:
+            out.aside.pruning(plan)
+        question = f"remove {count(len(plan.removed), 'checkpoint')} from {reg.location}?"
+        if not session.confirm(question, yes=yes):
+            raise click.Abort
+        done = reg.prune(model, policy, plan=plan)
+        out.pruning(done)
+        out.registry(reg.location)
+        if gone := [one.ref for one in done.removed]:
+            more = "" if len(gone) <= _SHOWN else f" …, and {len(gone) - _SHOWN:,} more"
+            out.note(f"to bring back: ckreg restore {' '.join(gone[:_SHOWN])}{more}")
+
+
+def _policy(
+    best: int | None,
+    metric: str | None,
+    mode: Mode | None,
+    last: int | None,
+    every: int | None,
+    tags: tuple[str, ...],
+    younger: str | None,
+) -> Policy:
+    """Return the policy that the options say.
+
+    Raises:
+        click.UsageError: no option says what to keep, or one lacks another.
+        ValueError: a number, a name or a time can't be.
+    """
+    from ..retention import Best, Every, Last, Tagged, Younger
+
+    if best is None and (metric or mode):
+        raise click.UsageError("--metric and --mode say how to read --keep-best: give it as well")
+    policies: list[Policy] = []
+    if best is not None:
+        policies.append(Best(best, metric, mode))
+    if last is not None:
+        policies.append(Last(last))
+    if every is not None:
+        policies.append(Every(every))
+    if tags:
+        policies.append(Tagged() if "" in tags else Tagged(*tags))
+    if younger is not None:
+        policies.append(Younger(younger))
+    if not policies:
+        raise click.UsageError(
+            "say what to keep: --keep-best N, --keep-last N, --keep-every N, --keep-tagged or "
+            "--younger TIME"
+        )
+    return functools.reduce(operator.or_, policies)
 
 
 @click.command()
