@@ -232,3 +232,53 @@ def test_best_names_what_pull_takes(shell: Any) -> None:
 def test_the_document_of_best_is_one_that_jq_reads(shell: Any) -> None:
     assert shell("ckreg best net --json | jq -r .ref").stdout == "net@v2\n"
     assert shell("ckreg list --json | jq '.checkpoints | length'").stdout == "3\n"
+
+
+# --- the example ----------------------------------------------------------------------------------
+
+RELEASE = ROOT / "examples" / "ci" / "release.sh"
+
+
+def test_the_first_release_is_made_and_a_better_one_follows(shell: Any, three: Registry) -> None:
+    done = shell(f"{RELEASE} net")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "net.pt"), done.stderr
+    assert "net has no release yet: net@v2 is the first" in done.stderr
+    assert three.get("net@release").ref == "net@v2"
+    three.record("net@v3", {"f1": 1.0})
+    three.remove("net@v2", force=True)
+    assert shell(f"{RELEASE} net").returncode == 0
+    assert three.get("net@release").ref == "net@v3"
+
+
+def test_a_worse_one_fails_with_20_and_leaves_the_release(
+    shell: Any, three: Registry, tmp_path: Path
+) -> None:
+    three.alias("net@v2", "release")
+    three.monitor("net", "order", "max")
+    three.record("net@v3", {"order": 3.0})
+    done = shell(f"{RELEASE} net")
+    assert done.returncode == 20, done.stderr
+    assert "acc < base.acc: holds (acc < 0.9)" in done.stderr
+    assert three.get("net@release").ref == "net@v2"
+    assert not (tmp_path / "net.pt").exists()
+    assert shell(f"{RELEASE} net 'acc < base.acc - 0.2'").returncode == 0
+    assert three.get("net@release").ref == "net@v3"
+    assert "acc" not in torch.load(tmp_path / "net.pt"), "the weights alone"
+
+
+def test_the_release_fails_as_ckreg_does_where_there_is_nothing_to_release(shell: Any) -> None:
+    assert shell(f"{RELEASE} nothing").returncode == 3
+    assert shell(f"CKREG_REGISTRY=/nowhere {RELEASE} net").returncode == 3
+    assert shell(str(RELEASE)).returncode != 0
+
+
+def test_the_workflow_runs_the_script() -> None:
+    yaml = pytest.importorskip("yaml")
+    document = yaml.safe_load((ROOT / "examples" / "ci" / "release.yml").read_text())
+    steps = document["jobs"]["release"]["steps"]
+    (script,) = [s for s in steps if "release.sh" in s.get("run", "")]
+    program, *words = script["run"].split()
+    assert (ROOT / program) == RELEASE
+    assert os.access(RELEASE, os.X_OK)
+    assert words == ['"$MODEL"', '"$CONDITION"'], "an input is a variable, never text of a script"
+    assert set(script["env"]) == {"MODEL", "CONDITION"}
