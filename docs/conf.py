@@ -44,10 +44,10 @@ FOREIGN = (
 )
 """Types whose pages would have to be fetched, and two that Sphinx cuts: they stay plain text."""
 OURS = (
-    r"Ref|Progress|Mode|Stateful|Optimizers|(Run)?SaveWords"
+    r"[A-Z][A-Za-z]+"
     r"|registry\.(blobs|catalog\.scopes|drafting|keys|location|urls)\..*|registry\.values\.(V|Digest|CheckpointId)"
 )
-"""Names of annotations alone, said in prose on the page; and what only the inside hands on."""
+"""Bare names of annotations (imported for types alone); and what only the inside hands on."""
 nitpick_ignore_regex = [("py:class", FOREIGN), ("py:class", OURS)]
 
 SEVERAL = re.compile(r":(ivar|param) (\w+(?:, \w+)+): (.*)")

@@ -87,6 +87,12 @@ def push(
             checkpoint = push.commit(sources, contents, share=True)
         except Gone:
             checkpoint = push.commit(sources, contents, share=False)
+        if given.keys is not None and checkpoint.provenance.key_style == "inferred":
+            raise ConflictError(
+                f"{checkpoint.ref} is this file already, and how its keys are wrapped was inferred "
+                "then; what is recorded never changes",
+                hint=f"ckreg rm {checkpoint.ref} --yes, then push it again",
+            )
         if move:
             incoming.unlink(path, sources)
         left = sorted(there.keys() - mine)

@@ -22,11 +22,11 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from registry import cli
 
@@ -73,7 +73,7 @@ class Session:
 
     place: Path
     stands_for: Mapping[str, str] = field(default_factory=dict)
-    names: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
+    main: types.ModuleType = field(default_factory=lambda: types.ModuleType("__main__"))
     ran: int = 0
 
     def run(self, block: Block, page: Path) -> None:
@@ -92,12 +92,11 @@ class Session:
             Path(found[1]).parent.mkdir(parents=True, exist_ok=True)
             Path(found[1]).write_text(body, encoding="utf-8")
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with self._as_a_script():
                 if block.kind == "pycon":
                     self._doctest(body, where)
                 else:
-                    exec(compile(body, where, "exec", dont_inherit=True), self.names)
+                    exec(compile(body, where, "exec", dont_inherit=True), vars(self.main))
         self.ran += 1
 
     def _here(self, text: str) -> str:
@@ -105,14 +104,26 @@ class Session:
             text = text.replace(written, meant)
         return text
 
+    @contextlib.contextmanager
+    def _as_a_script(self) -> Iterator[None]:
+        """Be `__main__`, where pickle looks for the classes of a script; and warn nobody."""
+        ours = sys.modules["__main__"]
+        sys.modules["__main__"] = self.main
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            sys.modules["__main__"] = ours
+
     def _doctest(self, body: str, where: str) -> None:
-        parsed = doctest.DocTestParser().get_doctest(body, self.names, where, where, 0)
-        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+        parsed = doctest.DocTestParser().get_doctest(body, vars(self.main), where, where, 0)
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         said: list[str] = []
         done = doctest.DocTestRunner(verbose=False, optionflags=flags).run(
             parsed, clear_globs=False, out=said.append
         )
-        self.names.update(parsed.globs)
+        vars(self.main).update(parsed.globs)
         assert done.attempted
         assert not done.failed, "".join(said)
 

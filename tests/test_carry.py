@@ -117,6 +117,23 @@ def test_move_unlinks_the_source_once_committed(reg: Registry, tmp_path: Path) -
     assert reg.load("net").state_dict is not None
 
 
+def test_keys_stated_of_what_was_pushed_without_are_a_conflict_that_says_what_to_do(
+    reg: Registry, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"module.w": torch.zeros(2)}, path)
+    first = reg.push(path, model="net")
+    assert first.provenance.key_style == "inferred"
+
+    with pytest.raises(ConflictError, match="net@v1") as caught:
+        reg.push(path, model="net", keys="module.")
+    assert caught.value.hint == "ckreg rm net@v1 --yes, then push it again"
+    assert reg.latest("net") == first
+
+    reg.remove(first)
+    assert reg.push(path, model="net", keys="module.").provenance.key_style == "recorded"
+
+
 def test_keys_and_topology_stated_by_hand_are_recorded_as_stated(
     reg: Registry, tmp_path: Path
 ) -> None:

@@ -95,8 +95,7 @@ def _same_class(ref: str, name: str, saved: SavedOptimizer, target: TargetOptimi
         raise RefusedLoadError(
             f"the optimizer {name!r} of {ref} is a {saved.cls}, the one to fill is a {target.cls}: "
             "the state of one means nothing to the other",
-            hint=f"make a {saved.cls.rpartition('.')[2]}, or leave optimizer= out: the weights "
-            "load all the same",
+            hint="fill one of that class, or leave optimizer= out: the weights load all the same",
         )
     if (
         saved.state_names is None
