@@ -438,6 +438,8 @@ def test_the_python_that_is_shown_runs(
     got = names["state"] if "state" in names else target.state_dict()
     assert set(got) == set(expected)
     assert all(torch.equal(got[key], value) for key, value in expected.items())
+    if wrapper not in (loading.PLAIN, "recorded"):
+        assert all(key.startswith(wrapper) for key in names["net"].state_dict())
     names["reg"].close()
 
 

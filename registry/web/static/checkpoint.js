@@ -1,5 +1,5 @@
 "use strict";
-// Copy buttons: the text of the element that data-copy names, or data-copy-text itself.
+// Copy buttons: the text of the element that data-copies names, or data-copied itself.
 
 (() => {
   async function put(text, element) {
@@ -21,8 +21,8 @@
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button.copy");
     if (!button) return;
-    const element = document.getElementById(button.dataset.copy || "");
-    const text = button.dataset.copyText ?? element?.textContent ?? "";
+    const element = document.getElementById(button.dataset.copies || "");
+    const text = button.dataset.copied ?? element?.textContent ?? "";
     const label = button.dataset.label ?? (button.dataset.label = button.textContent);
     button.textContent = (await put(text, element)) ? "Copied" : "Ctrl+C";
     clearTimeout(button.timer);
