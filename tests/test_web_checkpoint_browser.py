@@ -132,6 +132,7 @@ def test_another_device_is_typed_and_a_wrong_one_refused_in_place(page: Page, sh
     name = page.locator("[name=other]")
     assert not name.is_visible()
     page.select_option("[name=device]", "other")
+    page.locator("#plan", has_text="Name the device").wait_for()
     name.fill("tpu:0")
     name.press("Enter")
     page.locator("#plan [role=alert]", has_text="'tpu'").wait_for()

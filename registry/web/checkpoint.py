@@ -108,13 +108,14 @@ def plan(request: Request) -> Response:
     error: tuple[str, str | None] | None = None
     made = None
     try:
-        made = reg.plan(
-            found,
-            device=choice.device,
-            wrapped=None if choice.wrapper == loading.PLAIN else choice.wrapper,
-            weights=choice.weights,  # type: ignore[arg-type]  # another word is refused
-            keys=choice.keys,
-        )
+        if choice.device:  # else its name is still to be typed
+            made = reg.plan(
+                found,
+                device=choice.device,
+                wrapped=None if choice.wrapper == loading.PLAIN else choice.wrapper,
+                weights=choice.weights,  # type: ignore[arg-type]  # another word is refused
+                keys=choice.keys,
+            )
     except (CkregError, ValueError) as refused:
         error = views.said(refused)
     return views.render(
