@@ -240,6 +240,28 @@ def test_an_upload_in_parts_that_fails_leaves_no_part(
     assert s3.uploads("tests") == before
 
 
+@pytest.mark.parametrize("at", ["uploadId=", "partNumber=2"])
+def test_an_upload_that_the_server_says_is_none_is_looked_for_and_done_again(
+    s3: Server, proxy: Proxy, prefix: str, hasty: None, at: str
+) -> None:
+    """Where the answer to the joining is lost the client asks again, and there is no such upload."""
+    store, before = ObjectStore.create(prefix), s3.uploads("tests")
+    method, faults = ("POST", ["reset after", "no such upload"]) if at == "uploadId=" else (
+        "PUT", ["no such upload"]
+    )  # fmt: skip
+
+    def choose(asked: str, path: str) -> str | None:
+        return faults.pop(0) if faults and asked == method and at in path else None
+
+    proxy.choose = choose
+    data = os.urandom(20 * MIB)
+    blob = store.put_bytes(data)
+    assert faults == []
+    with store.open_blob(blob) as file:
+        assert file.pread(0, len(data)) == data
+    assert s3.uploads("tests") == before
+
+
 def test_pushes_and_pulls_through_faults_are_right_or_cleanly_failed(
     s3: Server, prefix: str, tmp_path: Path, hasty: None
 ) -> None:

@@ -219,14 +219,23 @@ class Client:
 
         part = max(PART, -(-size // _MOST_PARTS))
         at_once = max(2, min(12, _IN_FLIGHT // part))
-        self._ask(
-            "write",
-            key,
-            lambda: obstore.put(
-                self._here(), key, source, use_multipart=size > part, chunk_size=part,
-                max_concurrency=at_once,
-            ),
-        )  # fmt: skip
+
+        def write() -> None:
+            try:
+                obstore.put(
+                    self._here(), key, source, use_multipart=size > part, chunk_size=part,
+                    max_concurrency=at_once,
+                )  # fmt: skip
+            except FileNotFoundError as error:
+                # The upload is over: the answer to its joining, or to its abandoning, was lost, and
+                # the client asked once more. Keys are never used twice, so what is there is ours.
+                if "NoSuchBucket" in str(error):
+                    raise
+                found = self.head(key)
+                if found is None or found.size_bytes != size:
+                    raise _CutShort("the upload ended before its parts were joined") from error
+
+        self._ask("write", key, write)
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is gone is no error."""

@@ -103,6 +103,9 @@ def _handler(proxy: Proxy, backend: str) -> type[BaseHTTPRequestHandler]:
                 text = b"<Error><Code>RequestTimeTooSkewed</Code><Message>no</Message></Error>"
                 self._answer(403, [], text)
                 return
+            if fault == "no such upload":
+                self._answer(404, [], b"<Error><Code>NoSuchUpload</Code></Error>")
+                return
             if fault == "reset before":
                 self._reset()
                 return
