@@ -17,7 +17,7 @@ PICTURES = {
     "checkpoints-dark": ("checkpoints?model=resnet50&dataset=cifar10", True, 860),
     "checkpoint": ("checkpoint?ref=resnet50@production", False, 980),
     "compare": ("compare?a=resnet50@v4&b=resnet50@production", False, 860),
-    "storage": ("storage", False, 720),
+    "storage": ("storage?show=prune&model=resnet50&best=3&last=2", False, 1240),
 }
 """Each picture's page, whether it is dark, and its height."""
 
@@ -30,7 +30,7 @@ def main() -> None:
     from registry import Registry
 
     (HERE / "images").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="lab-") as name:
         place = Path(name) / "checkpoints"
         with Registry.create(place) as reg:
             dashboards.fill(reg, Path(name))

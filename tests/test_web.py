@@ -103,6 +103,7 @@ def test_no_page_writes_anything(reg: Registry, file: Path) -> None:
     for page in (
         "/", "/checkpoints?model=net&sort=-acc", "/checkpoint?ref=net@v1", "/chart.json?model=net",
         "/compare?a=net@v1&b=net@v1", "/storage?show=models", "/storage?show=gc&grace=0",
+        "/storage?show=prune&model=net&best=1",
         "/count?model=net", "/go?q=net@best",
     ):  # fmt: skip
         assert web.get(page).status_code in (200, 303), page
@@ -166,6 +167,26 @@ def test_a_chart_has_its_points_by_run_and_the_best(reg: Registry, file: Path) -
     assert of_run["best"] == []  # it isn't of that run
     assert web.get("/chart.json?model=net&x=nothing").status_code == 400
     assert web.get("/chart.json").status_code == 400
+
+
+def test_storage_foresees_prune_and_names_the_command(reg: Registry, file: Path) -> None:
+    for epoch in range(6):
+        reg.push(file, model="vision/net", dataset="a", epoch=epoch, acc=epoch / 10)
+    before = reg.count()
+    web = client(reg)
+    text = web.get("/storage?show=prune&model=vision/net&best=1&last=2").text
+    assert "<b>4 checkpoints</b> of 6 would go" in text
+    assert f"ckreg prune vision/net --keep-best 1 --keep-last 2 --dry-run -r {reg.location}" in text
+    assert len(re.findall(">goes<", text)) == 4
+    for query, said in (
+        ("model=vision/net", "say what to keep"), ("best=1", "name the model"),
+        ("model=nat&best=1", "no checkpoint matches"), ("model=vision/net&best=x", "is a number"),
+        ("model=vision/net&best=0", "1"), ("model=vision/net&last=99999999999", "is a number"),
+    ):  # fmt: skip
+        answer = web.get(f"/storage?show=prune&{query}")
+        found = re.findall(r'role="alert">([^<]*)<', answer.text)
+        assert (len(found), said in found[0], answer.status_code) == (1, True, 200), query
+    assert reg.count() == before
 
 
 # --- who may ask, and what ------------------------------------------------------------------------

@@ -232,12 +232,22 @@ def test_storage_adds_up_by_model_and_foresees_gc(page: Page, shown: str) -> Non
     page.locator("#models table").wait_for()
     assert refs(page)[0] == "resnet50"
     page.fill("[name=grace]", "0")
-    page.click("button:text-is('Show')")
+    page.click("form[action$=gc] button")
     page.locator("#gc >> text=3 removed checkpoints").wait_for()
     assert "ckreg gc --grace 0 --dry-run" in page.locator("#gc pre").inner_text()
     page.fill("[name=grace]", "soon")
-    page.click("button:text-is('Show')")
+    page.click("form[action$=gc] button")
     page.locator("#gc [role=alert]").wait_for()
+
+
+def test_storage_shows_what_prune_would_remove(page: Page, shown: str) -> None:
+    page.goto(f"{shown}storage")
+    page.fill("[name=model]", "vision/vit-b")
+    page.click("form[action$=prune] button")
+    page.locator("#prune >> text=5 checkpoints of 8 would go").wait_for()
+    command = page.locator("#prune pre").inner_text()
+    assert command.startswith("ckreg prune vision/vit-b --keep-best 3 --keep-last 2 --dry-run")
+    assert page.locator("#prune .tag.bad").count() == 5
 
 
 @pytest.mark.parametrize(
@@ -273,7 +283,7 @@ def test_it_works_without_scripts(browser: Browser, shown: str) -> None:
         page.click("text=Add up the files")
         assert refs(page)[0] == "resnet50"
         page.fill("[name=grace]", "0")
-        page.click("button:text-is('Show')")
+        page.click("form[action$=gc] button")
         assert "3 removed checkpoints" in page.locator("#gc").inner_text()
     assert seen.hosts == {"127.0.0.1"}
 

@@ -6,6 +6,8 @@ takes more than an index look-up comes when it is asked for, into its own place.
 
 from __future__ import annotations
 
+import functools
+import operator
 import shlex
 from typing import Final
 
@@ -13,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..errors import NotFoundError
 from ..values import duration
 from . import views
 
@@ -29,8 +32,12 @@ def storage(request: Request) -> Response:
         info=reg.info() if reg.exists else None,
         holdings=reg.holdings() if show == "models" else None,
         gc=_gc(request) if show == "gc" else None,
+        prune=_prune(request) if show == "prune" else None,
+        model=views.word(request, "model") or "",
+        best=views.word(request, "best") or ("" if show == "prune" else "3"),
+        last=views.word(request, "last") or ("" if show == "prune" else "2"),
+        names=[*reg.sizes()],
         grace=views.word(request, "grace") or "14d",
-        at=_at(reg.location),
         most=SHOWN,
     )
 
@@ -48,6 +55,36 @@ def _gc(request: Request) -> dict[str, object]:
         "plan": views.registry_of(request).freeable(grace=grace, most=SHOWN),
         "command": f"ckreg gc{option} --dry-run{_at(views.registry_of(request).location)}",
     }
+
+
+def _prune(request: Request) -> dict[str, object]:
+    """Return what prune would remove, or what is wrong with what it was told to keep."""
+    from ..retention import Best, Last, Policy
+
+    reg, model = views.registry_of(request), views.word(request, "model")
+    kept: list[Policy] = []
+    options = ""
+    try:
+        if model is None:
+            raise ValueError("name the model whose checkpoints are judged")
+        for name, policy in (("best", Best), ("last", Last)):
+            given = views.word(request, name)
+            if given is not None:
+                kept.append(policy(_number(given, name)))
+                options += f" --keep-{name} {given}"
+        if not kept:
+            raise ValueError("say what to keep: how many of the best, of the newest, or both")
+        plan = reg.prune(model, functools.reduce(operator.or_, kept), dry_run=True)
+    except (ValueError, NotFoundError) as error:
+        return {"mistake": views.said(error)[0], "plan": None, "command": None}
+    command = f"ckreg prune {shlex.quote(model)}{options} --dry-run{_at(reg.location)}"
+    return {"mistake": None, "plan": plan, "command": command}
+
+
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ValueError(f"{name} is a number of checkpoints, not {text!r}")
+    return int(text)
 
 
 def _at(location: str) -> str:
