@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
@@ -111,3 +111,17 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "docs" / "index.html").exists()
+
+
+def test_every_module_and_test_that_the_page_of_laws_names_is_there() -> None:
+    text = (ROOT / "docs" / "laws.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if "`" in row[3]]
+    assert len(rows) >= 25
+    here = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)", here, re.M))
+    for _, _, modules, held, _ in rows:
+        for name in re.findall(r"`([^`]+)`", modules):
+            assert (ROOT / "registry" / name).is_file(), name
+        for name in re.findall(r"`([^`]+)`", held):
+            assert name in tests, name
