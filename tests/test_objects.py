@@ -244,7 +244,7 @@ def test_an_upload_in_parts_that_fails_leaves_no_part(
 def test_an_upload_that_the_server_says_is_none_is_looked_for_and_done_again(
     s3: Server, proxy: Proxy, prefix: str, hasty: None, at: str
 ) -> None:
-    """Where the answer to the joining is lost the client asks again, and there is no such upload."""
+    """An answer to the joining that is lost makes the client ask again: it is told 404."""
     store, before = ObjectStore.create(prefix), s3.uploads("tests")
     method, faults = ("POST", ["reset after", "no such upload"]) if at == "uploadId=" else (
         "PUT", ["no such upload"]
