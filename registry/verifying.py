@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from .blobs import Blob, BlobStore, Progress, StoredFile, read_through
+from .blobs.listing import joined
 from .blobs.ranges import Index
 from .blobs.reading import copy_back
 from .catalog import Catalog, Checked, Dataset, Upkeep, parse_whole
 from .errors import CkregError, DamagedError, NotFoundError, warn
 from .formatting import listed
 from .records import Checkpoint
-from .values import FORMAT, CheckpointId, canonical_json
+from .values import FORMAT, CheckpointId, Digest, canonical_json
 
 Kind = Literal[
     "missing", "damaged", "index", "row", "database", "record", "lost row", "store",
@@ -29,6 +30,8 @@ Kind = Literal[
 
 REMARKS: Final = frozenset({"foreign", "orphan", "hard link", "writable", "leftover", "old record"})
 """What loses nothing as it is; all else is damage."""
+
+_AT_ONCE: Final = 1000  # files whose rows are looked up in one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +195,8 @@ class _Verifier:
                 "store", "a folder of blobs/ is missing", f"blobs/{shard}",
                 f"mkdir {shlex.quote(f'{self.store.location}/blobs/{shard}')}",
             )  # fmt: skip
-        for shard, files in self.store.walk():
-            self.shard(shard, files)
+        for folders in joined(self.store.walk(), _AT_ONCE):
+            self.folders(folders)
         for file in self.store.leftovers():
             self.say(
                 "leftover", f"a killed writer left {file.size_bytes:,} bytes",
@@ -326,12 +329,25 @@ class _Verifier:
 
     # --- bytes -------------------------------------------------------------------------------
 
-    def shard(self, shard: str, files: Sequence[StoredFile]) -> None:
-        there = {file.name: file for file in files}
+    def folders(self, found: Sequence[tuple[str, Sequence[StoredFile]]]) -> None:
         try:
-            named, indexes = self.upkeep.named_in(shard)
+            known = self.upkeep.named_in([shard for shard, _ in found])
         except DamagedError:
-            return  # the row was said; which files it is of can't be told
+            # The row was said; of which of its folder's files it is can't be told.
+            for one in found if len(found) > 1 else ():
+                self.folders([one])
+            return
+        for (shard, files), (named, indexes) in zip(found, known, strict=True):
+            self.folder(shard, files, named, indexes)
+
+    def folder(
+        self,
+        shard: str,
+        files: Sequence[StoredFile],
+        named: Mapping[str, Blob],
+        indexes: Mapping[Digest, Blob],
+    ) -> None:
+        there = {file.name: file for file in files}
         for name, blob in named.items():
             self.named(blob, there.get(name), indexes.get(blob.digest))
         for name, file in there.items():

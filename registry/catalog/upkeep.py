@@ -88,12 +88,15 @@ class Upkeep:
         with self._database.read() as connection:
             return list(checking.rest(connection))
 
-    def named_in(self, shard: str) -> tuple[dict[str, Blob], dict[Digest, Blob]]:
-        """Return the blobs of one of the store's folders, by name, and of their indexes, by the
+    def named_in(self, shards: Sequence[str]) -> list[tuple[dict[str, Blob], dict[Digest, Blob]]]:
+        """Return the blobs of some of the store's folders, by name, and of their indexes, by the
         digest of the file that each is of.
         """
         with self._database.read() as connection:
-            return collecting.blobs_in(connection, shard), checking.indexes_in(connection, shard)
+            return [
+                (collecting.blobs_in(connection, one), checking.indexes_in(connection, one))
+                for one in shards
+            ]
 
     def refs_of(self, digest: Digest) -> list[str]:
         """Return the checkpoints that need some bytes, removed ones too."""
