@@ -53,7 +53,9 @@ class PrunePlan:
     size_bytes: int
     spared: int = 0
     done: bool = False
-    _judged: Mapping[CheckpointId, Candidate] = field(default_factory=dict, repr=False)
+    _judged: Mapping[CheckpointId, Candidate] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def model(self) -> str:
@@ -122,7 +124,7 @@ def plan(
             found.candidates,
             policy,
             Setting(found.monitor, now()),
-            guarded={**found.guarded, **(guarded or {})},
+            guarded=guarded,
         )
     )
     surplus = {one.id for one in verdicts if not one.kept}

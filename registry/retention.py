@@ -398,9 +398,9 @@ def judge(
     """Return what becomes of each checkpoint, the newest version first.
 
     Args:
-        candidates: all of a model, or of one dataset or run of it.
-        guarded: others' reasons to keep some of them: where only a run's are judged, those of the
-            model.
+        candidates: all of a model, or of one dataset or run of it: the model's best and latest are
+            a run's own best and latest, where they are of that run.
+        guarded: some that stay besides, and why.
 
     Raises:
         ValueError: the policy can't be asked about this model.

@@ -388,6 +388,17 @@ def test_a_later_plan_takes_nothing_that_an_earlier_one_didnt_name(
     assert [v.ref for v in done.removed] == ["net@v3", "net@v2", "net@v1"]
 
 
+def test_what_rose_in_rank_since_the_plan_is_spared(reg: Registry, five: list[Checkpoint]) -> None:
+    plan = reg.prune("net", Best(2), dry_run=True)
+    assert [v.ref for v in plan.removed] == ["net@v3", "net@v2", "net@v1"]
+    reg.remove("net@v4")  # the best: v5 and v3 are the best two now
+    done = reg.prune("net", Best(2), plan=plan)
+    assert [v.ref for v in done.removed] == ["net@v2", "net@v1"]
+    (why,) = [v.why for v in done.kept if v.ref == "net@v3"]
+    assert why == "since the plan: no. 2 by acc (0.1000)"
+    assert plan.verdicts[1].kept  # v4, which is gone by another's hand
+
+
 def test_a_plan_is_of_its_model_and_its_policy(reg: Registry, five: list[Checkpoint]) -> None:
     plan = reg.prune("net", Last(1), dry_run=True)
     for call in (
@@ -451,6 +462,15 @@ def test_what_just_was_saved_stays_though_the_policy_names_others(reg: Registry)
     for epoch, acc in enumerate([0.9, 0.8, 0.7]):
         assert run.save(seeded(epoch), epoch=epoch, acc=acc).id in live(reg)
     assert [c.epoch for c in reg.find("net", sort="epoch")] == [0, 2]
+
+
+def test_what_just_was_saved_stays_though_another_process_saved_to_the_run_since(
+    reg: Registry,
+) -> None:
+    run = reg.run("net", name="shared")
+    made = [run.save(seeded(i), epoch=i, acc=acc) for i, acc in enumerate([0.9, 0.1, 0.2, 0.3])]
+    reg._keep(Best(1), run.id, made[1])
+    assert [c.epoch for c in reg.find("net", sort="epoch")] == [0, 1, 3]
 
 
 @pytest.mark.parametrize("wait", [True, False])

@@ -30,15 +30,10 @@ _MANY = 500
 
 @dataclass(frozen=True, slots=True)
 class Prunable:
-    """The live checkpoints that a policy is to judge.
-
-    Attributes:
-        guarded: why some stay whatever the policy, where others that aren't here were compared.
-    """
+    """The live checkpoints that a policy is to judge, and what best means for their model."""
 
     monitor: Monitor
     candidates: tuple[Candidate, ...]
-    guarded: Mapping[CheckpointId, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +95,7 @@ def prunable(
         )
         for one in rows
     )
-    guarded: dict[CheckpointId, str] = {}
-    if run is not None:
-        ids = {one.pk: CheckpointId(one.id) for one in rows}
-        for pk, why in _leaders(connection, row, {one.dataset for one in rows}, None).items():
-            if pk in ids:
-                guarded[ids[pk]] = f"{why} of the model"
-    return Prunable((row.metric, row.mode), found, guarded)
+    return Prunable((row.metric, row.mode), found)
 
 
 def _metrics(
@@ -217,10 +206,9 @@ def prune(
 ) -> Pruned:
     """Remove the checkpoints that a policy let go, as far as they are as it saw them."""
     row = the_model(connection, model)
-    leaders = _leaders(connection, row, {one.dataset for one in surplus}, None)
-    if run is not None:
-        run_pk = run_key(connection, run, row)
-        leaders |= _leaders(connection, row, {one.dataset for one in surplus}, run_pk)
+    # The model's best and latest are among a run's own, where they are of that run.
+    run_pk = None if run is None else run_key(connection, run, row)
+    leaders = _leaders(connection, row, {one.dataset for one in surplus}, run_pk)
     judged = {one.id: one for one in surplus}
     c = checkpoints.c
     live = (c.id.in_(judged), c.model_pk == row.pk, c.removed_at.is_(None))
