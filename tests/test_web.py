@@ -55,6 +55,15 @@ def test_an_empty_registry_has_every_page_too(reg: Registry, page: str) -> None:
     assert answer.status_code == (404 if "model=" in page else 200)
 
 
+def test_the_default_registry_may_not_be_there_yet() -> None:
+    reg = Registry.open()
+    assert not reg.exists
+    for page in ("/", "/checkpoints", "/storage", "/compare", "/go"):
+        assert client(reg).get(page).status_code in (200, 303), page
+    assert client(reg).get("/checkpoint?ref=net").status_code == 404
+    assert not reg.exists
+
+
 def test_a_checkpoint_has_a_page_by_ref_and_by_id(reg: Registry, file: Path) -> None:
     ckpt = reg.push(file, model="vision/net", acc=0.5)
     for ref in (ckpt.id, "vision/net@v1", "vision/net@best"):
