@@ -4,6 +4,7 @@ what sets up everything. (Its blocks are run by test_docs.py.)
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import blocks
@@ -31,3 +32,26 @@ def test_there_are_the_two_commands_that_set_up_everything() -> None:
 
 def test_the_tour_is_there() -> None:
     assert sum(block.kind in blocks.RUN for block in blocks.blocks_of(README)) >= 7
+
+
+CHINESE = ROOT / "README.zh-CN.md"
+
+
+def test_the_chinese_readme_has_the_same_blocks() -> None:
+    mine, theirs = blocks.blocks_of(README), blocks.blocks_of(CHINESE)
+    assert [(b.kind, b.body) for b in theirs] == [(b.kind, b.body) for b in mine]
+
+
+def test_the_chinese_readme_has_the_same_commands_codes_sections_and_pages() -> None:
+    english, chinese = README.read_text(encoding="utf-8"), CHINESE.read_text(encoding="utf-8")
+    for what in (
+        r"^\| `([\w-]+)` \| .* \| (`ckreg .*`) \|$",  # commands, with their examples
+        r"^\| (\d+) \|",  # exit codes
+        r"^(##) ",
+        r"`(pip install .+?)`",
+    ):
+        found = re.findall(what, english, re.M)
+        assert found, what
+        assert re.findall(what, chinese, re.M) == found
+    links = r"\]\((?!README)([^)]+)\)"
+    assert {*re.findall(links, chinese)} == {*re.findall(links, english)}
