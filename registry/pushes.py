@@ -30,8 +30,8 @@ from .drafting import (
     still_inferred,
 )
 from .errors import CkregError, ConflictError, warn
-from .records import Checkpoint
-from .runs import named_run
+from .records import Checkpoint, RunRecord
+from .runs import named_run, same_job
 from .values import Digest
 
 
@@ -55,7 +55,7 @@ class Examined:
 def push(
     path: Path,
     given: Given,
-    run: str | None,
+    run: RunRecord | str | None,
     open_registry: Callable[[], tuple[BlobStore, Catalog]],
     *,
     move: bool,
@@ -65,7 +65,7 @@ def push(
     """Take a file or folder in; see `Registry.push`.
 
     Args:
-        run: the name of the run that it belongs to.
+        run: the run that it belongs to, or its name.
         open_registry: opens it for writing. All that is wrong with the file is said before.
         named: what its name suggests, for facts that neither the caller nor the file says.
     """
@@ -110,7 +110,7 @@ class _Push:
     catalog: Catalog
     path: Path
     given: Given
-    run: str | None
+    run: RunRecord | str | None
     named: Given
     progress: Progress | None
 
@@ -140,7 +140,12 @@ class _Push:
             found = examine(stored, self.path, self.given, self.named)
             known = found.known
             if self.run is not None:
-                of = named_run(self.catalog, str(known.model), known.dataset, self.run)
+                model = str(known.model)
+                of = (
+                    same_job(self.run, model, known.dataset)
+                    if isinstance(self.run, RunRecord)
+                    else named_run(self.catalog, model, known.dataset, self.run)
+                )
                 known = replace(known, run=of)
             checkpoint = commit(
                 self.store,

@@ -410,7 +410,7 @@ class Registry:
         *,
         model: str | None = None,
         dataset: str | None = None,
-        run: str | None = None,
+        run: Run | str | None = None,
         epoch: int | None = None,
         step: int | None = None,
         acc: object = None,
@@ -435,7 +435,8 @@ class Registry:
                 keeps its files' names. Hidden folders, and folders inside that are checkpoints of
                 their own, are left out, with a warning.
             keys: how the file's keys are wrapped, e.g. "module.", where the file can't say.
-            run: the name of a run to count it to.
+            run: a `Run`, or the name of one, to count it to; a `Run` gives model and dataset where
+                nothing else does, and its `keep` applies as after a save.
             move: unlink what was taken in, once it is committed.
 
         Raises:
@@ -445,19 +446,27 @@ class Registry:
             AmbiguousError: the folder holds several.
             DamagedError: it is empty or cut short, or a folder's file is missing.
             ValueError: the file names no model and none is given, or a fact breaks its rule.
-            ConflictError: it changed while it was read.
+            ConflictError: it changed while it was read, or the run is of another model or dataset.
             NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
         """
         from . import drafting, pushes
 
+        of = run.record if isinstance(run, Run) else optional_text(run, "run")
+        if isinstance(run, Run):
+            model = model or run.record.model
+            dataset = dataset or run.record.dataset
         given = drafting.check(
             model=model, dataset=dataset, epoch=epoch, step=step, acc=acc, metrics=metrics,
             tags=tags, aliases=aliases, note=note, keys=keys, strategy=strategy,
             world_size=world_size,
         )  # fmt: skip
-        name = optional_text(run, "run")
 
-        return pushes.push(Path(path), given, name, self._for_writing, move=move, progress=progress)
+        checkpoint = pushes.push(
+            Path(path), given, of, self._for_writing, move=move, progress=progress
+        )
+        if isinstance(run, Run) and run.keep is not None:
+            self._keep(run.keep, run.id, checkpoint)
+        return checkpoint
 
     def import_(
         self,

@@ -225,6 +225,21 @@ def named_run(catalog: Catalog, model: str, dataset: str | None, name: str) -> R
     )
 
 
+def same_job(run: RunRecord, model: str, dataset: str | None) -> RunRecord:
+    """Return a run that a checkpoint is to be counted to, if it is of its model and dataset.
+
+    Raises:
+        ConflictError: it isn't.
+    """
+    if (run.model, run.dataset) != (model, dataset):
+        raise ConflictError(
+            f"the run is of model={run.model!r}, dataset={run.dataset!r}, and not of "
+            f"model={model!r}, dataset={dataset!r}",
+            hint="begin another: reg.run(model, dataset=…)",
+        )
+    return run
+
+
 def of_dataset(dataset: str | None) -> Dataset:
     """Return which dataset a query means: None any, "" those that have none."""
     return ANY if dataset is None else dataset or None
@@ -261,14 +276,7 @@ class Lineage:
         """
         assert given.model is not None
         if isinstance(run, Run):
-            of = run.record
-            if (of.model, of.dataset) != (given.model, given.dataset):
-                raise ConflictError(
-                    f"the run is of model={of.model!r}, dataset={of.dataset!r}, and not of "
-                    f"model={given.model!r}, dataset={given.dataset!r}",
-                    hint="begin another: reg.run(model, dataset=…)",
-                )
-            return of
+            return same_job(run.record, given.model, given.dataset)
         if run is not None:
             name = printable(run, "run")
             found = catalog.find_run(given.model, given.dataset, name)

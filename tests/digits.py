@@ -120,7 +120,7 @@ def check_resume(job: str, tmp_path: Path, *, first: int = 0) -> None:
             first + 1,
         ]
         resumed = run(tmp_path / "killed", tmp_path / "b")
-        found = list(reg.find("digits-mlp", sort="version"))
+        found = list(reg.find("digits-mlp", sort="version", include_removed=True))
         assert [c.epoch for c in found] == list(range(first, first + 4))
         assert [c.parent for c in found] == [None, *(c.id for c in found[:-1])]
         assert {(c.run.name, c.dataset) for c in found if c.run} == {("a", "digits")}
@@ -328,7 +328,7 @@ def accelerate(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, 
 @one_thread()
 def plain(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, Any]:
     """Train by a loop of one's own, which shuffles; go on where the run of this name is."""
-    from registry import NotFoundError, Registry
+    from registry import Best, Last, NotFoundError, Registry
 
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -337,7 +337,9 @@ def plain(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, Any]:
     loader = DataLoader(TensorDataset(x[:600], y[:600]), batch_size=64, shuffle=True)
     with (
         Registry.open(location) as reg,
-        reg.run("digits-mlp", dataset="digits", name="a", config={"lr": 0.01}) as run,
+        reg.run(
+            "digits-mlp", dataset="digits", name="a", config={"lr": 0.01}, keep=Best(3) | Last(2)
+        ) as run,
     ):
         begin = 0
         try:

@@ -6,7 +6,7 @@ import digits
 import pytest
 import torch
 
-from registry import RefusedLoadError, Registry
+from registry import Best, RefusedLoadError, Registry
 
 pytest.importorskip("lightning")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -84,6 +84,19 @@ def test_it_saves_after_each_validation(settings, steps, tmp_path):
             assert checkpoint.acc == pytest.approx(digits.accuracy(net.model), abs=1e-7)
 
 
+@pytest.mark.parametrize("words", [{"save_top_k": 1}, {"keep": Best(1)}])
+def test_it_keeps_the_best_and_the_newest(words, tmp_path):
+    trained = digits.lightning_module()
+    trained.on_validation_start = lambda: digits.spoil(trained.model, trained.current_epoch == 2)
+    with Registry.create(tmp_path / "reg") as reg:
+        other = reg.save(digits.network(), model="digits-mlp", dataset="digits", epoch=9)
+        digits.lightning(tmp_path / "reg", tmp_path, net=trained, words=words)
+        left = list(reg.find("digits-mlp", sort="version"))
+        assert [c.epoch for c in left] == [9, 1, 3]
+        assert left[0].id == other.id  # another run's
+        assert reg.best("digits-mlp").id == left[1].id
+
+
 def test_a_failed_save_stops_the_training(tmp_path):
     with Registry.create(tmp_path / "reg"):
         pass
@@ -97,6 +110,9 @@ def test_words_are_checked_when_the_callback_is_made(tmp_path):
     for words, why in [
         ({"monitor": "val_loss"}, "say mode='max' or mode='min'"),
         ({"mode": "min"}, "name the metric as well"),
+        ({"save_top_k": 0, "acc": "val_acc"}, "save_top_k=0 is neither -1, for all"),
+        ({"save_top_k": 1}, "name monitor= or acc="),
+        ({"save_top_k": 1, "keep": Best(1)}, "give one of them"),
         ({"every_n_epochs": 0}, "every_n_epochs=0 is less than 1"),
         ({"tags": ["best"]}, "best"),
     ]:

@@ -42,7 +42,7 @@ def save_state(
     Call it on every process; every one gets the checkpoint.
 
     Args:
-        run: as `registry.run(…)` gave it: its model, dataset, config and batch size.
+        run: as `registry.run(…)` gave it: its model, dataset, config, batch size, and `keep`.
 
     Raises:
         ValueError, TypeError: a word breaks its rule.
@@ -78,7 +78,7 @@ def save_state(
                 )
             record = _record(accelerator, run, models, weights, epoch, step, numbers)
             (path / RECORD).write_text(json.dumps({"ckreg": record}, indent=2), encoding="utf-8")
-            return registry.push(path, tags=tags).to_dict()
+            return registry.push(path, run=run, tags=tags).to_dict()
 
         return Checkpoint.from_dict(on_rank_zero(rank, told, take))
 

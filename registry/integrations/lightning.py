@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RefusedLoadError
 from ..records import Checkpoint as Saved
 from ..records import Mode
+from ..retention import Best, Policy
 from .training import Place, Training, on_rank_zero, settings, temporary
 
 if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
@@ -47,8 +48,9 @@ class CheckpointCallback(Checkpoint):
         batch_size: the global one, over all devices.
         monitor, mode: the logged metric that best means for this model, and whether "max" or "min".
         acc: the logged metric that is the accuracy: it is recorded as acc besides.
-        save_top_k: keep the k best by monitor, and remove the others of this run; -1 keeps all.
-        save_last: keep the newest too.
+        save_top_k: keep the k best by monitor, and remove the others of this run; -1 keeps all. The
+            newest always stays.
+        keep: the same said by a policy: `Best(3) | Every(epochs=10)`.
         every_n_epochs: how often to save.
         save_weights_only: leave out what a resume needs.
 
@@ -71,14 +73,24 @@ class CheckpointCallback(Checkpoint):
         monitor: str | None = None,
         mode: Mode | None = None,
         acc: str | None = None,
+        save_top_k: int = -1,
+        keep: Policy | None = None,
         every_n_epochs: int = 1,
         save_weights_only: bool = False,
         tags: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        if save_top_k != -1:
+            if keep is not None:
+                raise ValueError("save_top_k= and keep= say the same: give one of them")
+            if save_top_k < 1:
+                raise ValueError(f"save_top_k={save_top_k} is neither -1, for all, nor 1 or more")
+            if monitor is None and acc is None:
+                raise ValueError("save_top_k= needs to know what is best: name monitor= or acc=")
+            keep = Best(save_top_k)
         self._training = Training(
             registry, model, dataset=dataset, run=run, config=config, batch_size=batch_size,
-            monitor=monitor, mode=mode, acc=acc, tags=tags,
+            monitor=monitor, mode=mode, acc=acc, keep=keep, tags=tags,
         )  # fmt: skip
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={every_n_epochs} is less than 1")

@@ -21,6 +21,7 @@ from .. import drafting, saves
 from ..errors import ConflictError, NotFoundError, RemoteError, warn
 from ..records import Checkpoint, Mode
 from ..registry import Registry
+from ..retention import Policy, policy_of
 from ..runs import Run, monitored
 from ..signature import KeyStyle
 from ..values import optional_text, plain_json
@@ -40,6 +41,7 @@ class Training:
     Args:
         run: the run's name; the same name continues it.
         acc: which metric is the accuracy: it is recorded as acc besides.
+        keep: which of the run's checkpoints stay after each save; None: all.
 
     Raises:
         ValueError, TypeError: a word breaks its rule.
@@ -57,6 +59,7 @@ class Training:
         monitor: str | None = None,
         mode: Mode | None = None,
         acc: str | None = None,
+        keep: Policy | None = None,
         tags: Iterable[str] = (),
     ) -> None:
         self._registry = place if isinstance(place, Registry) else None
@@ -69,6 +72,7 @@ class Training:
             raise ValueError("mode= says how to read monitor=; name the metric as well")
         self.monitor = None if monitor is None else monitored(monitor, mode)
         self._acc = optional_text(acc, "acc")
+        self._keep = None if keep is None else policy_of(keep, "keep")
         self._run: Run | None = None
         self._resumed: Checkpoint | None = None
 
@@ -104,7 +108,7 @@ class Training:
         metric, mode = self.monitor or (None, None)
         return self.registry.run(
             self.model, dataset=self._given.dataset, name=self._name, config=config,
-            batch_size=self._given.batch_size, monitor=metric, mode=mode,
+            batch_size=self._given.batch_size, monitor=metric, mode=mode, keep=self._keep,
         )  # fmt: skip
 
     def newest(self) -> Checkpoint | None:
@@ -176,8 +180,8 @@ class Training:
         )  # fmt: skip
 
     def take(self, path: Path) -> Checkpoint:
-        """Take a checkpoint in that carries its record."""
-        made = self.registry.push(path, tags=self._given.tags)
+        """Take a checkpoint in that carries its record; then remove what isn't to be kept."""
+        made = self.registry.push(path, run=self.begin(), tags=self._given.tags)
         self._resumed = None
         return made
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from ..errors import NotFoundError, RefusedLoadError
 from ..exports import RECORD
 from ..records import Checkpoint, Mode
+from ..retention import Policy
 from ..topology import Strategy
 from .training import Place, Training, settings, temporary
 
@@ -42,6 +43,8 @@ class CheckpointCallback(TrainerCallback):
         config: settings to record; by default the TrainingArguments that aren't at their
             defaults.
         acc: the metric that is the accuracy, e.g. "eval_accuracy": it is recorded as acc besides.
+        keep: which of the run's checkpoints stay after each save, e.g. `Best(3) | Last(2)`; None:
+            all. The Trainer's own folders are its `save_total_limit`'s.
 
     Raises:
         ValueError, TypeError: a word breaks its rule; said at once.
@@ -60,11 +63,12 @@ class CheckpointCallback(TrainerCallback):
         config: Mapping[str, object] | None = None,
         batch_size: int | None = None,
         acc: str | None = None,
+        keep: Policy | None = None,
         tags: Iterable[str] = (),
     ) -> None:
         self._training = Training(
             registry, model, dataset=dataset, run=run, config=config, batch_size=batch_size,
-            acc=acc, tags=tags,
+            acc=acc, keep=keep, tags=tags,
         )  # fmt: skip
         self._pulled: tempfile.TemporaryDirectory[str] | None = None
         self.last: Checkpoint | None = None
