@@ -116,6 +116,9 @@ def check(
     settings = small(plain_json(dict(config or {}), "config"), "config")
     numbers = metrics_of(metrics or {}, acc)
     small([settings, dict(numbers)], "what metrics and config hold together")
+    processes = optional_count(world_size, "world_size")
+    if processes == 0:
+        raise ValueError("world_size is the number of processes that trained, 1 or more, not 0")
     return Given(
         model=None if model is None else model_name(model),
         dataset=optional_text(dataset, "dataset"),
@@ -131,7 +134,7 @@ def check(
         note=brief(note, "note") or None,
         keys=stated_style(keys) if isinstance(keys, str) else keys,
         strategy=None if strategy is None else one_of(strategy, STRATEGIES, "strategy"),
-        world_size=optional_count(world_size, "world_size"),
+        world_size=processes,
     )
 
 

@@ -776,6 +776,8 @@ def test_filters_narrow_a_list_and_its_count_alike(many: tuple[Catalog, list[Che
         assert count(catalog, **asked) == len(expected)
     assert count(catalog, include_removed=True) == 120 == len(find(catalog, include_removed=True))
     assert find(catalog, limit=0) == []
+    with pytest.raises(ValueError, match="limit is how many"):
+        find(catalog, limit=-1)
 
 
 # --- where ----------------------------------------------------------------------------------------

@@ -309,6 +309,14 @@ def test_list_says_the_total_when_it_was_cut(ask: Ask, file: Any) -> None:
     assert ask("list", "--limit", "3").err == ""
 
 
+@pytest.mark.parametrize("limit", ["2147483648", "9223372036854775807", "1" + 30 * "0"])
+def test_a_limit_that_no_database_counts_to_is_all(ask: Ask, file: Any, limit: str) -> None:
+    ask("push", file())
+    answer = ask("list", "--limit", limit, "-q")
+    assert (answer.code, answer.lines, answer.err) == (0, ["net@v1"], "")
+    assert ask("list", "--limit", "-1").code == 2
+
+
 def test_a_json_list_goes_on_where_next_says(ask: Ask, file: Any) -> None:
     for _ in range(5):
         ask("push", file())
@@ -578,6 +586,7 @@ BAD: list[tuple[str, list[str], int]] = [
     ("a name outside the grammar", ["--model", "../etc"], 2),
     ("a tag outside the grammar", ["--tag", "v1"], 2),
     ("a negative epoch", ["--epoch", "-1"], 2),
+    ("no process", ["--world-size", "0"], 2),
     ("keys that are no style", ["--keys", "modul."], 2),
     ("keys that don't fit", ["--keys", "module."], 7),
 ]

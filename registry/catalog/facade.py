@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .surveying import Choices, Course, Freeable, Holding, Standing
 
 _PAGE = 200
+_MOST = 2**31  # rows of a page: more than there are, and no more than a database can count
 
 
 class Catalog:
@@ -161,6 +162,8 @@ class Catalog:
         query = Query(
             model, dataset, run, where, tuple(tags), sort, include_removed, memory_bytes, signature
         )
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is how many at most, 0 or more, not {limit}")
         left, after = limit, None
         while left is None or left > 0:
             found = self.page(query, size=_PAGE if left is None else min(left, _PAGE), after=after)
@@ -178,6 +181,7 @@ class Catalog:
         """
         if size < 1:
             raise ValueError(f"a page has one row at least, not {size}")
+        size = min(size, _MOST)
         with self._database.read() as connection:
             return finding.page(connection, query, size=size, after=after)
 
