@@ -92,6 +92,7 @@ def checkpoint(
     *,
     parent: str | None = None,
     children: Sequence[str] = (),
+    best: bool = False,
 ) -> Page:
     """Return everything that is recorded of a checkpoint.
 
@@ -99,12 +100,14 @@ def checkpoint(
         signature: of its canonical keys, to show examples of.
         parent: the ref of the checkpoint that it continues.
         children: the refs of those that continue it.
+        best: whether it is its model's best, of those that compare.
     """
     return Page(
         ckpt.ref,
         _summary(ckpt),
         (
-            ("facts", _facts(ckpt)),
+            ("facts", _facts(ckpt, best=best)),
+            ("metrics", _measured(ckpt)),
             ("saved on", _topology(ckpt.topology, ckpt.provenance.topology)),
             ("keys", _keys(ckpt, _examples(ckpt, signature))),
             ("file" if len(ckpt.files) == 1 else "files", _files(ckpt)),
@@ -323,7 +326,14 @@ def style(ckpt: Checkpoint) -> str:
     return text if source == "recorded" else f"{text} ({source} from the file's keys)"
 
 
-def _facts(ckpt: Checkpoint) -> tuple[Row, ...]:
+def _measured(ckpt: Checkpoint) -> tuple[Row, ...]:
+    return (
+        *((name, repr(value)) for name, value in itertools.islice(ckpt.metrics.items(), _MOST)),
+        *_more(len(ckpt.metrics), "metric"),
+    )
+
+
+def _facts(ckpt: Checkpoint, *, best: bool) -> tuple[Row, ...]:
     git = ckpt.git and f"{ckpt.git.commit[:12]}{' with local changes' if ckpt.git.dirty else ''}"
     by = f" by {ckpt.author}" if ckpt.author else ""
     host = f" on {ckpt.topology.hostname}" if ckpt.topology.hostname else ""
@@ -336,9 +346,11 @@ def _facts(ckpt: Checkpoint) -> tuple[Row, ...]:
             ("epoch", ckpt.epoch),
             ("step", ckpt.step),
         ),
-        *((name, repr(value)) for name, value in itertools.islice(ckpt.metrics.items(), _MOST)),
-        *_more(len(ckpt.metrics), "metric"),
         *_known(
+            (
+                "best",
+                " on ".join(filter(None, (f"of {ckpt.model}", ckpt.dataset))) if best else None,
+            ),
             ("from its name", ", ".join(ckpt.provenance.from_name)),
             ("run", _run(ckpt)),
             ("config", listed((f"{k}={v}" for k, v in ckpt.config.to_dict().items()), _MOST)),

@@ -27,6 +27,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test sees the user's registries, and none leaves one in the working folder."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "100")  # whatever terminal the tests are started on
     for name in (
         "CKREG_REGISTRY", "CKREG_BLOBS", "CKREG_CACHE", "CKREG_ON_COMMIT", "XDG_CACHE_HOME",
     ):  # fmt: skip

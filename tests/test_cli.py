@@ -347,6 +347,17 @@ def test_show_has_two_keys_as_examples(ask: Ask, file: Any) -> None:
     assert page.startswith("net@v1  cifar10 · epoch 1")
 
 
+def test_show_says_of_the_best_that_it_is(ask: Ask, file: Any) -> None:
+    ask("push", file(), "--acc", "0.9")
+    ask("push", file(), "--acc", "0.8")
+    ask("push", file(), "--acc", "0.95", "--dataset", "other")
+    assert "  best            of net on cifar10\n" in ask("show", "net@v1", terminal=True).out
+    assert "  best  " not in ask("show", "net@v2", terminal=True).out
+    assert "  best            of net on other\n" in ask("show", "net@v3", terminal=True).out
+    ask("monitor", "net", "loss", "--mode", "min")
+    assert "  best  " not in ask("show", "net@v1", terminal=True).out
+
+
 def test_show_in_a_pipe_is_a_field_a_line(ask: Ask, file: Any) -> None:
     ask("push", file())
     fields = dict(line.split("\t") for line in ask("show", "net").lines)

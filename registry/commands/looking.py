@@ -228,7 +228,15 @@ def _page(reg: Registry, ckpt: Checkpoint) -> pages.Page:
         reg.signature(ckpt),
         parent=_parent(reg, ckpt),
         children=[f"{c.ref} (removed)" if c.removed_at else c.ref for c in reg.children(ckpt)],
+        best=_is_best(reg, ckpt),
     )
+
+
+def _is_best(reg: Registry, ckpt: Checkpoint) -> bool:
+    try:
+        return reg.best(ckpt.model, dataset=ckpt.dataset or "").id == ckpt.id
+    except NotFoundError:  # none has the metric that counts
+        return False
 
 
 def _parent(reg: Registry, ckpt: Checkpoint) -> str | None:
