@@ -373,11 +373,13 @@ class Output:
             self.note(f"{count(drawn.left_out, 'checkpoint')} left out: without {drawn.axis}")
 
     def pruning(self, plan: PrunePlan) -> None:
-        """Print what becomes of each checkpoint and why, with -q what goes; on stderr the sum."""
+        """Print what becomes of each checkpoint and why, the sum on stderr; of what is done, and
+        with -q, only what goes.
+        """
         if self._form == "json":
             self._stdout.write(_json(plan.to_dict(), indent=2) + "\n")
         else:
-            shown = plan.removed if self._form == "refs" else plan.verdicts
+            shown = plan.removed if plan.done or self._form == "refs" else plan.verdicts
             self._rows(shown, VERDICT_COLUMNS, lambda v: v.ref)
         self.note(
             f"{len(plan.removed):,} of {count(len(plan.verdicts), 'checkpoint')} "

@@ -153,7 +153,8 @@ def newest_whole(
         try:
             checkpoint = catalog.by_id(id)
             for _, blob, _ in catalog.blobs_of(id):
-                with store.open_blob(blob) as stored:
+                # Past a cache, which may hold what the store has lost: all machines must agree.
+                with store.open_blob(blob, cached=False) as stored:
                     if (digest := stored.hash()) != blob.digest:
                         raise DamagedError(f"its bytes have the digest {digest}")
             return checkpoint

@@ -17,8 +17,11 @@ from nets import equal, seeded
 from stores import Held, bring_only_what_is_asked_for, hand_on
 
 from registry import (
+    Best,
+    CkregWarning,
     ConflictError,
     DamagedError,
+    Every,
     NotFoundError,
     Registry,
     RemoteError,
@@ -207,6 +210,24 @@ def test_what_was_removed_is_restored_and_what_gc_took_is_not(
         reg.restore(gone)
     reg.load(kept, into=into)
     assert equal(into, seeded(2))
+
+
+def test_what_a_policy_lets_go_goes_and_a_job_goes_on_from_the_newest_whole(
+    reg: Registry, hand: Held, tmp_path: Path
+) -> None:
+    made = [reg.push(file_of(tmp_path, seed), acc=seed / 10) for seed in (3, 1, 2, 4, 2)]
+    assert len({c.id for c in made}) == 4  # the last is the third once more
+    plan = reg.prune("net", Best(1) | Every(epochs=3), dry_run=True)
+    assert [v.ref for v in plan.removed] == ["net@v3", "net@v2"]
+    done = reg.prune("net", plan.policy, plan=plan)
+    assert done.removed == plan.removed
+    assert done.size_bytes == plan.size_bytes == reg.gc(grace="0").size_bytes
+    assert len(hand.keys("blobs")) == 4
+    assert reg.verify().findings == ()
+    assert reg.resume_point("net") == made[3]
+    _damage(reg, hand, "net@v4")
+    with pytest.warns(CkregWarning, match="net@v4 is damaged, and passed over"):
+        assert reg.resume_point("net") == made[0]
 
 
 def test_gc_leaves_a_file_without_a_row_for_its_grace(
