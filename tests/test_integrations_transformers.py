@@ -73,11 +73,11 @@ def test_what_is_recorded_is_what_trained(tmp_path):
 def test_a_step_without_an_evaluation_has_no_metric_of_one(tmp_path):
     with Registry.create(tmp_path / "reg") as reg:
         digits.transformers(
-            tmp_path / "reg", tmp_path, num_train_epochs=1, save_strategy="steps", save_steps=5,
+            tmp_path / "reg", tmp_path, num_train_epochs=2, save_strategy="steps", save_steps=5,
         )  # fmt: skip
         found = list(reg.find("digits-mlp", sort="version"))
-        assert [(c.step, c.epoch) for c in found] == [(5, None), (10, 1)]
-        assert "eval_accuracy" not in found[0].metrics
+        assert [(c.step, c.epoch) for c in found] == [(5, None), (10, 1), (15, None), (20, 2)]
+        assert not any("eval_accuracy" in c.metrics for c in (found[0], found[2]))
         assert found[1].acc == found[1].metrics["eval_accuracy"]  # evaluated after it was saved
 
 
