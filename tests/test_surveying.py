@@ -93,6 +93,9 @@ def test_of_a_long_course_the_newest_runs_stay_whole(filled: Registry, tmp_path:
     new = [point for point in course.points if point.run and point.run.name == "new"]
     assert [point.epoch for point in new] == [0, 1, 2, 3]
     assert course.whole == {point.run.id for point in new if point.run}
+    of_one = filled.course("net", "acc", run="new", most=2)
+    assert {point.run for point in of_one.points} <= {new[0].run}
+    assert (of_one.total, of_one.whole) == (4, frozenset())
     assert len(course.points) < course.total == 27
 
 

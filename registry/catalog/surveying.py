@@ -179,7 +179,15 @@ def course(connection: Connection, query: Query, metric: str, *, most: int) -> C
         scope.append(of_dataset(metrics.c.dataset, query.dataset))
     joined = checkpoints.c.pk == metrics.c.checkpoint_pk
     amount = select(func.count()).select_from(metrics)
-    if query.run is not None or query.where is not None or query.tags:
+    if query.where is None and not query.tags:
+        if query.run is not None:  # which is the model's; its index has the metrics of each
+            scope[0] = (
+                metrics.c.run_pk
+                == select(runs.c.pk)
+                .where(runs.c.id == query.run, runs.c.model_pk == model_pk)
+                .scalar_subquery()
+            )
+    else:
         scope += counted(connection, conditions_of(query, model_pk)).conditions
         amount = amount.join(checkpoints, joined)
     total = int(connection.scalar(amount.where(*scope)) or 0)
@@ -188,24 +196,25 @@ def course(connection: Connection, query: Query, metric: str, *, most: int) -> C
         checkpoints.c.step, checkpoints.c.created_at, metrics.c.value,
         runs.c.id.label("run_id"), runs.c.name.label("run_name"),
     )  # fmt: skip
-    wanted = (
+    columns = (
         columns.select_from(metrics)
         .join(checkpoints, joined)
         .outerjoin(runs, runs.c.pk == checkpoints.c.run_pk)
-        .where(*scope)
     )
     whole: list[int] = []
     if total <= most:
-        rows = list(connection.execute(wanted))
+        rows = list(connection.execute(columns.where(*scope)))
     else:
-        whole = _newest_runs(connection, model_pk, query, metric, most)
+        if query.run is None:
+            whole = _newest_runs(connection, model_pk, query, metric, most)
         # By a multiple of the version, modulo a prime: what goes round in the versions, such as
         # runs that save by turns, is thinned alike.
         share = -(-_PRIME * most // total)
-        thinned = wanted.where((metrics.c.version * _STEP) % _PRIME < share)
+        thinned = columns.where(*scope, (metrics.c.version * _STEP) % _PRIME < share)
         found = {row.version: row for row in connection.execute(thinned)}
         if whole:
-            of_runs = wanted.where(metrics.c.run_pk.in_(whole))
+            # Without the model, whose index would be taken and has no runs.
+            of_runs = columns.where(metrics.c.run_pk.in_(whole), *scope[1:])
             found |= {row.version: row for row in connection.execute(of_runs)}
         rows = list(found.values())
     points = [
