@@ -32,6 +32,7 @@ smartquotes = False  # a quote in a sentence may be a command's
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 
+autodoc_mock_imports = ["lightning", "transformers", "accelerate"]  # seconds each, and not needed
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
