@@ -105,12 +105,14 @@ class ImportResult:
         dry_run: nothing was written.
         files: the checkpoint files of the tree, in the order taken.
         passed_over: how many files are no checkpoints.
+        remarks: what was told of them and isn't recorded, in sentences.
     """
 
     folder: str
     dry_run: bool
     files: tuple[ImportedFile, ...] = ()
     passed_over: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def added(self) -> tuple[ImportedFile, ...]:
@@ -145,6 +147,7 @@ class ImportResult:
             "present": len(self.present),
             "failed": len(self.failed),
             "passed_over": self.passed_over,
+            "remarks": list(self.remarks),
         }
 
 
@@ -207,7 +210,7 @@ def import_tree(
             if job.covered.issuperset(candidate.members()):
                 continue
             size_bytes = candidate.size_bytes
-            result = job.take(candidate, _part(progress, done, total))
+            result = job.take(candidate, part(progress, done, total))
         done += size_bytes
         if progress is not None:
             progress(done, total)
@@ -305,7 +308,8 @@ class _Known:
         return self._read[key]
 
 
-def _part(progress: Progress | None, done: int, total: int) -> Progress | None:
+def part(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Return the progress of one file of several."""
     return None if progress is None else lambda at, _: progress(done + at, total)
 
 
@@ -340,7 +344,7 @@ class _Job:
         with ExitStack() as stack:
             try:
                 sources = incoming.sources_of(path, stack)
-                if candidate.files is None and not self._holds_weights(candidate, sources):
+                if candidate.files is None and not holds_weights(candidate, sources):
                     self.verdicts[candidate.name] = Verdict()
                     return None
                 found = pushes.examine(sources, path, self.given, named)
@@ -355,7 +359,7 @@ class _Job:
                 if candidate.files is not None:  # its parts are no checkpoints either
                     parts = incoming.without_inner(candidate.files, ())
                     self.covered.update(place + name for name in parts)
-                return _failed(candidate, error)
+                return failed(candidate, error)
         if present is not None:
             self._judge(candidate, present, covered)
             tags = named.tags if present.id in self.ours else ()
@@ -376,7 +380,7 @@ class _Job:
                 move=False, progress=progress, named=named,
             )  # fmt: skip
         except (CkregError, ValueError) as error:
-            return _failed(candidate, error)
+            return failed(candidate, error)
         self.ours.add(checkpoint.id)
         self._judge(candidate, checkpoint, covered)
         return _taken(candidate, "added", checkpoint)
@@ -385,14 +389,6 @@ class _Job:
         """Return what a file's path says, the imported folder's own name included."""
         top = self.root.resolve().name or "model"
         return suggested([top, *PurePosixPath(candidate.name).parts])
-
-    def _holds_weights(self, candidate: Candidate, sources: Mapping[str, SourceFile]) -> bool:
-        """Say whether a file is a checkpoint; an optimizer's file or a random state is none."""
-        (source,) = sources.values()
-        if not is_candidate(source, candidate.name):
-            return False
-        contents = read(source, str(candidate.path))
-        return not contents.loadable or bool(find(contents.root))
 
     def _present(
         self, sources: Mapping[str, SourceFile], progress: Progress | None
@@ -454,13 +450,32 @@ def _taken(candidate: Candidate, outcome: Outcome, checkpoint: Checkpoint) -> Im
     )
 
 
-def _failed(candidate: Candidate, error: CkregError | ValueError) -> ImportedFile:
-    """Return a file that didn't go in; the reason needs no path, which stands beside it."""
+def holds_weights(candidate: Candidate, sources: Mapping[str, SourceFile]) -> bool:
+    """Say whether a file is a checkpoint; an optimizer's file or a random state is none.
+
+    Raises:
+        CkregError: it can't be read.
+    """
+    (source,) = sources.values()
+    if not is_candidate(source, candidate.name):
+        return False
+    contents = read(source, str(candidate.path))
+    return not contents.loadable or bool(find(contents.root))
+
+
+def failed(
+    candidate: Candidate, error: CkregError | ValueError | OSError, name: str | None = None
+) -> ImportedFile:
+    """Return a file that didn't go in; the reason needs no path, which stands beside it.
+
+    Args:
+        name: how to call it; by default its path inside the tree.
+    """
     message, hint = (
         (error.message, error.hint) if isinstance(error, CkregError) else (str(error), None)
     )
     return ImportedFile(
-        path=candidate.name,
+        path=candidate.name if name is None else name,
         outcome="failed",
         size_bytes=candidate.size_bytes,
         reason=message.removeprefix(repr(str(candidate.path))).lstrip(": "),

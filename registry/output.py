@@ -339,6 +339,8 @@ class Output:
             self.note(f"failed: {file.path}: {file.reason}")
             if file.hint:
                 self.note(f"        {file.hint}")
+        for remark in done.remarks:
+            self.note(f"note: {remark}")
         would = " would be" if done.dry_run else ""
         self.note(
             f"{len(done.added):,}{would} added, {len(done.present):,} there already, "

@@ -510,6 +510,65 @@ class Registry:
             progress=progress,
         )
 
+    def import_mlflow(
+        self,
+        uri: str,
+        *,
+        model: str | None = None,
+        dataset: str | None = None,
+        experiments: Iterable[str] = (),
+        acc_from: str | None = None,
+        tags: Iterable[str] = (),
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Take in every checkpoint of an MLflow store, with what MLflow says of it: run,
+        parameters, metrics, and of registered models name, aliases and tags.
+
+        What the file itself says comes first. A metric whose step is the checkpoint's is recorded;
+        one taken by the epoch alone, or the last of a run with one checkpoint, is marked in
+        `provenance.from_name`. What is there already adds nothing; what is bad stops no other.
+        Nothing is written to the store.
+
+        Args:
+            uri: as MLflow takes it: `sqlite:///mlflow.db`, `http://127.0.0.1:5000`, `./mlruns`.
+            model: of all of them; by default the registered model's name, else what each file says,
+                else the experiment's name.
+            experiments: names or ids; by default all.
+            acc_from: the metric that is the accuracy, e.g. "val_accuracy"; one called acc is.
+            dry_run: say what would be done, and write nothing.
+
+        Returns:
+            Each artifact with what became of it; `.failed` has those that didn't go in, and why,
+            `.remarks` what MLflow says and isn't recorded.
+
+        Raises:
+            CkregError: mlflow isn't installed.
+            NotFoundError, ContainerError, RemoteError: there is no such store or experiment, or it
+                isn't MLflow's, or doesn't answer.
+            ValueError: a name breaks its grammar.
+            NotWritableError, NoSpaceError, BusyError: the registry takes nothing.
+        """
+        from tempfile import TemporaryDirectory
+
+        from . import drafting, importing
+        from .tracking import mlflow, taking
+
+        given = drafting.check(model=model, dataset=dataset, tags=tags)
+        if isinstance(experiments, str):
+            raise TypeError(f"experiments is a list of names: experiments=[{experiments!r}]")
+        with TemporaryDirectory(prefix="ckreg-mlflow-") as scratch:
+            return taking.import_store(
+                mlflow.MlflowStore(uri.removeprefix(mlflow.PREFIX), Path(scratch)),
+                given,
+                experiments=tuple(experiments),
+                acc_from=optional_text(acc_from, "acc_from"),
+                catalog=self._catalog() if self.exists else None,
+                writer=None if dry_run else importing.Writer(self._for_writing, self.tag),
+                scratch=Path(scratch),
+                progress=progress,
+            )
+
     # --- giving out --------------------------------------------------------------------------
 
     def load(

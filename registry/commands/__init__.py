@@ -11,7 +11,7 @@ from typing import Final
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("place.init", "Make a registry: ./.ckreg, or at a LOCATION."),
     "push": ("files.push", "Record a checkpoint; what isn't said is read from it."),
-    "import": ("files.import_", "Record every checkpoint below a folder."),
+    "import": ("files.import_", "Record every checkpoint below a folder, or of an MLflow store."),
     "pull": ("files.pull", "Write a checkpoint out, as stored or adapted."),
     "export": ("files.export", "Write the weights into a folder, whole or in shards."),
     "list": ("looking.list_", "List checkpoints, newest first."),

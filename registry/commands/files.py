@@ -101,10 +101,14 @@ def push(
 
 
 @click.command("import")
-@click.argument("folder", metavar="DIR", type=FILE)
+@click.argument("source", metavar="DIR|mlflow:URI")
 @click.option("--model", metavar="NAME", help="Of all; default: as each says, or is named.")
 @click.option("--dataset", metavar="NAME", help="What they were trained on.")
 @click.option("--run", metavar="NAME", help="The training job; the same name continues it.")
+@click.option(
+    "--experiment", "experiments", multiple=True, metavar="NAME", help="MLflow's; repeatable."
+)
+@click.option("--acc-from", metavar="METRIC", help="MLflow's metric that is the accuracy.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
 @answers
@@ -112,30 +116,47 @@ def push(
 def import_(
     context: click.Context,
     session: Session,
-    folder: Path,
+    source: str,
     *,
     model: str | None,
     dataset: str | None,
     run: str | None,
+    experiments: tuple[str, ...],
+    acc_from: str | None,
     tags: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Record every checkpoint below a folder.
+    """Record every checkpoint below a folder, or of an MLflow store.
 
-    Facts that only a file's name says are marked with a '?'. A second run adds nothing. Exits with
-    1 when a checkpoint didn't go in; what is no checkpoint is passed over.
+    Facts that only a file's name says, or MLflow without its step, are marked with a '?'. A second
+    run adds nothing. Exits with 1 when a checkpoint didn't go in; what is no checkpoint is passed
+    over.
 
     \b
     Example:
       ckreg import runs --dataset cifar10 --dry-run
+      ckreg import mlflow:sqlite:///mlflow.db --acc-from val_accuracy
     """
+    uri = source.removeprefix("mlflow:")
+    if uri == source and (experiments or acc_from):
+        raise click.UsageError("--experiment and --acc-from are of an MLflow store: mlflow:URI")
+    if uri != source and run:
+        raise click.UsageError("--run is of a folder: MLflow's own runs are taken over")
     out = session.out
     with session.open() as reg:
-        with out.progress(f"import {folder}") as progress:
-            done = reg.import_(
-                folder, model=model, dataset=dataset, run=run, tags=tags, dry_run=dry_run,
-                progress=progress,
-            )  # fmt: skip
+        with out.progress(
+            f"import {source}" if uri == source else "import from MLflow"
+        ) as progress:
+            if uri == source:
+                done = reg.import_(
+                    Path(source), model=model, dataset=dataset, run=run, tags=tags,
+                    dry_run=dry_run, progress=progress,
+                )  # fmt: skip
+            else:
+                done = reg.import_mlflow(
+                    uri, model=model, dataset=dataset, experiments=experiments, acc_from=acc_from,
+                    tags=tags, dry_run=dry_run, progress=progress,
+                )  # fmt: skip
         out.imported(done, reg.location)
     if done.failed:
         context.exit(1)
