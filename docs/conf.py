@@ -28,6 +28,7 @@ exclude_patterns = ["docs/_build", ".*"]
 
 html_theme = "furo"
 html_title = f"ckreg {version}"
+default_role = "code"  # the docstrings write `word` as Markdown does
 smartquotes = False  # a quote in a sentence may be a command's
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
