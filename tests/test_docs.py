@@ -14,6 +14,8 @@ import buckets
 import clusters
 import pytest
 
+from registry import Registry
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *sorted(ROOT.glob("*.md")),
@@ -111,6 +113,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "docs" / "index.html").exists()
+    reference = (tmp_path / "site" / "docs" / "api.html").read_text(encoding="utf-8")
+    verbs = [name for name in dir(Registry) if not name.startswith("_")]
+    assert [name for name in verbs if f'id="registry.Registry.{name}"' not in reference] == []
 
 
 def test_every_module_and_test_that_the_page_of_laws_names_is_there() -> None:

@@ -21,7 +21,8 @@ from .session import (
 )
 
 if TYPE_CHECKING:
-    from ..registry import Ref, Registry
+    from ..handle import Ref
+    from ..registry import Registry
 
 FILE = click.Path(path_type=Path)
 
