@@ -244,13 +244,14 @@ def _warm_up() -> None:
     """Do once what is only imported when it is done."""
     import importlib
     import pkgutil
+    import re
     import tempfile
 
     import registry
     from registry import Registry
 
     for module in pkgutil.walk_packages(registry.__path__, "registry."):
-        if "tensors" not in module.name and not module.name.endswith("__main__"):
+        if not re.search(r"\.(tensors|integrations|web|__main__)\b", module.name):
             importlib.import_module(module.name)
     with tempfile.TemporaryDirectory() as folder, Registry.create(f"{folder}/reg") as reg:
         reg.models()
