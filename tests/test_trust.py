@@ -73,6 +73,10 @@ class Slotted:
 class Colour(enum.Enum):
     RED = 1
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[Colour], tuple[int]]:
+        """As Python's own does; that of 3.11.2 calls getattr, which is refused by name."""
+        return type(self), (self.value,)
+
 
 class Listed(list[int]):
     name = ""
