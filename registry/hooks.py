@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from .errors import warn
@@ -47,13 +48,17 @@ def committed(checkpoint: Checkpoint, location: str) -> None:
         return
     record = checkpoint.to_dict()
     for name, function in functions:
-        _tell(checkpoint, f"the hook {name}", _call(function, record))
+        _tell(checkpoint, f"the hook {name}", partial(_call, function, record))
     if command:
         # not shown: it may hold a token
-        _tell(checkpoint, f"the command of {COMMAND}", _run(command, record, location))
+        _tell(checkpoint, f"the command of {COMMAND}", partial(_run, command, record, location))
 
 
-def _tell(checkpoint: Checkpoint, what: str, wrong: str | None) -> None:
+def _tell(checkpoint: Checkpoint, what: str, call: Callable[[], str | None]) -> None:
+    try:
+        wrong = call()
+    except Exception as error:  # no thread, no room for its stdin: the save is done all the same
+        wrong = f"could not be started: {_named(error)}"
     if wrong is not None:
         warn(f"{checkpoint.ref} is committed, but {what} {wrong}")
 

@@ -97,6 +97,22 @@ def test_what_can_t_be_read_says_where(text: str, why: str) -> None:
         gate(text, NEW, BASE)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "config.x < 3",
+        "config.x != 3",
+        "not config.x == 3",
+        "config.x in (1, 2)",
+        "config.n like '1%'",
+    ],
+)
+def test_what_does_not_compare_is_an_error_and_no_pass(text: str) -> None:
+    new = checkpoint(2, config=FrozenMap({"x": "three", "n": 1}))
+    with pytest.raises(ValueError, match="doesn't compare with"):
+        gate(text, new, BASE)
+
+
 def test_sums_stay_out_of_where() -> None:
     from registry.where import parse
 

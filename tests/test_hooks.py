@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -162,6 +163,23 @@ def test_a_command_that_fails_is_a_warning(
     assert why in str(caught[0].message)
     assert reg.get("net@v1").version == 1
     assert reg.verify().ok
+
+
+@pytest.mark.parametrize("call", ["tempfile.TemporaryFile", "threading.Thread.start"])
+def test_a_machine_that_can_start_no_hook_keeps_the_save(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "w.pt"
+    torch.save({"w": torch.zeros(1)}, path)
+    monkeypatch.setenv("CKREG_ON_COMMIT", "true")
+    monkeypatch.setattr(hooks, "_functions", functools.cache(lambda: (("mine", print),)))
+    monkeypatch.setattr(f"registry.hooks.{call}", fails)
+    with pytest.warns(CkregWarning, match="could not be started: .*No space left"):
+        reg.push(path, model="net")
+    assert reg.latest("net").version == 1
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(

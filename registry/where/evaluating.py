@@ -92,10 +92,10 @@ def evaluate(expression: Expression, checkpoint: Checkpoint) -> bool:
             return (value_of(field, checkpoint) is None) is (op == "==")
         case Compare(field, op, value):
             found = value_of(field, checkpoint)
-            return _comparable(found, value) and _OPERATORS[op](found, value)
+            return comparable(found, value) and _OPERATORS[op](found, value)
         case In(field, values, negated):
             found = value_of(field, checkpoint)
-            return _comparable(found, values[0]) and (found in values) is not negated
+            return comparable(found, values[0]) and (found in values) is not negated
         case Like(field, _, negated):
             found = value_of(field, checkpoint)
             return isinstance(found, str) and matches(expression, found) is not negated
@@ -153,7 +153,7 @@ def _config(value: object, path: tuple[str, ...]) -> object:
     return value
 
 
-def _comparable(found: object, literal: Literal) -> bool:
+def comparable(found: object, literal: Literal) -> bool:
     return _type(found) == _type(literal) != "other"
 
 

@@ -2,7 +2,8 @@
 
 Law: `base.FIELD`, with one `+`, `-` or `*` and a number behind it, is a value, that of the base;
 what is left is an expression of `where` on the new checkpoint. A gate never passes for lack of a
-number: a field that either side hasn't got is an error, unless it is asked for by `null`.
+number: a field that either side hasn't got is an error, unless it is asked for by `null`; so is one
+that can't be compared with what it stands beside.
 """
 
 from __future__ import annotations
@@ -14,8 +15,21 @@ from typing import Final
 
 from ..errors import NotFoundError
 from ..records import Checkpoint
-from .evaluating import evaluate, value_of
-from .expressions import And, Compare, Expression, Field, In, Labels, Like, Metric, Not, Or
+from .evaluating import comparable, evaluate, value_of
+from .expressions import (
+    And,
+    Compare,
+    Expression,
+    Field,
+    In,
+    Labels,
+    Like,
+    Literal,
+    Metric,
+    Not,
+    Or,
+    literal_text,
+)
 from .fields import field_of
 from .lexing import Source, Token
 from .parsing import parsed
@@ -30,16 +44,23 @@ def gate(text: str, new: Checkpoint, base: Checkpoint) -> tuple[bool, Expression
 
     Raises:
         TypeError: it is no string.
-        ValueError: it can't be read; the message shows it with the place marked.
+        ValueError: it can't be read; the message shows it with the place marked. Or a field's value
+            doesn't compare with what it stands beside, a text with a number.
         NotFoundError: one of the two lacks a field that it names.
     """
     if not isinstance(text, str):
         raise TypeError(f"a condition is text, not {type(text).__name__}: {text!r}")
     source = Source(text, called="condition", sums=True)
     expression = parsed(source, list(_with_values(source, source.tokens(), base)))
-    for field in _needed(expression):
-        if value_of(field, new) is None:
+    for field, beside in _needed(expression):
+        found = value_of(field, new)
+        if found is None:
             raise _absent(new, field)
+        if not comparable(found, beside):
+            raise ValueError(
+                f"{new.ref} has {field} {found!r}, which doesn't compare with "
+                f"{literal_text(beside)}, so that the condition can't be judged"
+            )
     return evaluate(expression, new), expression
 
 
@@ -111,19 +132,24 @@ def _literal(token: Token, value: bool | int | float | str) -> Token:
     return Token("number", token.at, token.length, value)
 
 
-def _needed(expression: Expression) -> Iterator[Field]:
-    """Give the fields that must be there for the condition to mean something."""
+def _needed(expression: Expression) -> Iterator[tuple[Field, Literal]]:
+    """Give the fields that must be there for the condition to mean something, each with a value
+    that it must compare with.
+    """
     match expression:
         case And(operands) | Or(operands):
             for operand in operands:
                 yield from _needed(operand)
         case Not(operand):
             yield from _needed(operand)
-        case Compare(_, _, None):
+        case Compare(Labels()) | In(Labels()) | Like(Labels()) | Compare(_, _, None):
             return
-        case Compare(field) | In(field) | Like(field):
-            if not isinstance(field, Labels):
-                yield field
+        case Compare(field, _, value):
+            yield field, value
+        case In(field, values):
+            yield field, values[0]
+        case Like(field):
+            yield field, ""
 
 
 def _absent(checkpoint: Checkpoint, field: Field) -> NotFoundError:
