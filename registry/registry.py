@@ -332,7 +332,8 @@ class Registry(Keeping):
         What the file itself says comes first. A metric whose step is the checkpoint's is recorded;
         one taken by the epoch alone, or the last of a run with one checkpoint, is marked in
         `provenance.from_name`. What is there already adds nothing; what is bad stops no other.
-        Nothing is written to the store.
+        Nothing is written to a database or a server; MLflow's client may add a folder `models` to a
+        store that is a folder.
 
         Args:
             uri: as MLflow takes it: `sqlite:///mlflow.db`, `http://127.0.0.1:5000`, `./mlruns`.

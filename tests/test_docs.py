@@ -25,7 +25,10 @@ PAGES = [
 SERVED = {"move-a-lab.md"}
 """The pages that speak of servers; what they write for a database and a bucket is one of ours."""
 
-NEEDED = {"training-loops.md": ("sklearn", "lightning", "transformers", "accelerate")}
+NEEDED = {
+    "migrate-from-mlflow.md": ("mlflow",),
+    "training-loops.md": ("sklearn", "lightning", "transformers", "accelerate"),
+}
 """The libraries that a page's blocks import, beyond those that every test has."""
 
 NOT_RUN: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """An MLflow store, read with MLflow's own client: a database, a server, or a folder of files.
 
-Law: the only module that imports mlflow. Nothing is written to the store: a SQLite database is
-copied first, since MLflow makes tables in what it opens. Passwords of a URL are in no message; what
-MLflow raises leaves as a CkregError.
+Law: the only module that imports mlflow. Nothing is written to a database or a server: a SQLite
+one is copied first, since MLflow makes tables in what it opens (in a folder it may make `models`).
+Passwords of a URL are in no message; what MLflow raises leaves as a CkregError.
 """
 
 from __future__ import annotations
