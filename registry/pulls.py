@@ -11,6 +11,7 @@ import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from . import loads
 from .blobs import BlobStore, Progress
@@ -20,6 +21,8 @@ from .keys import stated_style
 from .opening import OpenFiles, opened
 from .records import Checkpoint
 from .signature import KeyStyle
+
+_FORMATS: Final = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".ckpt": "pt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,10 @@ def adaptation(
         raise ValueError(f"only={only!r} is not 'weights'")
     if format not in (None, "pt", "safetensors"):
         raise ValueError(f"format={format!r} is neither 'pt' nor 'safetensors'")
-    if device in ("auto", "recorded"):
+    if device in ("auto", "recorded", "meta"):
+        why = "has no values" if device == "meta" else "is for loads"
         raise ValueError(
-            f"device={device!r} is for loads; a pulled file's tag is written as said, "
+            f"device={device!r} {why}; a pulled file's tag is written as said, "
             "e.g. 'cpu' or 'cuda:0'"
         )
     style: KeyStyle | str | None = keys
@@ -105,7 +109,7 @@ def pull(
                 want,
                 staged,
                 run=run,
-                format=_format(checkpoint, adapt),
+                format=_format(checkpoint, adapt, path),
                 only_weights=adapt.only == "weights",
                 progress=progress,
             ),
@@ -124,8 +128,19 @@ def out_keys(checkpoint: Checkpoint, adapt: Adaptation) -> KeyStyle | None:
     return adapt.keys if isinstance(adapt.keys, KeyStyle) else None
 
 
-def _format(checkpoint: Checkpoint, adapt: Adaptation) -> str:
+def _format(checkpoint: Checkpoint, adapt: Adaptation, dest: str | os.PathLike[str] | None) -> str:
+    """Return the format to write: as said, else as the file's name says where both hold all that is
+    asked for, else as it is stored.
+    """
     only_weights = checkpoint.container.startswith("safetensors")
+    suffix = "" if dest is None else Path(dest).suffix
+    if (
+        adapt
+        and adapt.format is None
+        and (only_weights or adapt.only == "weights")
+        and suffix in _FORMATS
+    ):
+        return _FORMATS[suffix]
     return adapt.format or ("safetensors" if only_weights else "pt")
 
 
@@ -139,7 +154,7 @@ def _destination(
         NotFoundError: the folder given isn't there.
     """
     whole = checkpoint.is_folder and not adapt
-    suffix = ".safetensors" if _format(checkpoint, adapt) == "safetensors" else ".pt"
+    suffix = ".safetensors" if _format(checkpoint, adapt, dest) == "safetensors" else ".pt"
     name = f"{checkpoint.model.replace('/', '-')}-v{checkpoint.version}{'' if whole else suffix}"
     if dest is None:
         return Path(name)

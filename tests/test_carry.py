@@ -193,3 +193,22 @@ def test_a_pushed_file_is_recorded_by_what_it_says(reg: Registry, tmp_path: Path
         "inferred",
         "unknown",
     )
+
+
+def test_weights_are_pulled_in_the_format_that_the_file_is_named_for(
+    reg: Registry, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    net = seeded(1)
+    saved = reg.save(net, model="net", epoch=1)
+    there = reg.pull(saved, tmp_path / "w.safetensors", only="weights")
+    assert {*load_file(there), "tied.weight"} == {*net.state_dict()}  # a tied one is there once
+    pushed = reg.push(there, model="other")
+    assert pushed.container == "safetensors"
+    back = reg.pull(pushed, tmp_path / "back.pt", only="weights")
+    state = torch.load(back, weights_only=True)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
+    assert load_file(reg.pull(pushed, tmp_path, only="weights")).keys() <= state.keys()
+    with pytest.raises(ValueError, match="'meta' has no values"):
+        reg.pull(pushed, tmp_path / "meta.pt", device="meta")
