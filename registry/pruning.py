@@ -1,8 +1,8 @@
 """prune: what a policy doesn't keep goes, as `remove` would take it.
 
 Law: the dry run and the real run share one plan; what was planned is judged again before it goes,
-and once more in the transaction that removes it, so that nothing goes which the policy would keep
-by now. A removal is a tombstone: `restore` undoes it, and bytes come back when gc takes them.
+and the transaction that removes it spares what has since become best or latest, or was tagged or
+aliased. A removal is a tombstone: `restore` undoes it, and bytes come back when gc takes them.
 """
 
 from __future__ import annotations
