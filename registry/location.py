@@ -30,7 +30,10 @@ from .urls import DatabaseUrl
 FOLDER: Final = ".ckreg"
 DATABASE: Final = "registry.db"
 MARKER: Final = "store.json"
-_FILES: Final = frozenset({DATABASE, f"{DATABASE}-journal", "registry.lock", MARKER})
+BLOBS_AT: Final = "blobs.at"
+"""Says where a registry's bytes are, if not in its folder: its database may be lost."""
+
+_FILES: Final = frozenset({DATABASE, f"{DATABASE}-journal", "registry.lock", MARKER, BLOBS_AT})
 _SHARD: Final = re.compile(r"[0-9a-f]{2}")
 _FOLDERS: Final = {
     "blobs": _SHARD,

@@ -17,7 +17,7 @@ from .blobs import BlobStore, marker
 from .blobs.local import LocalStore
 from .catalog import Catalog
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError, NotWritableError
-from .location import DATABASE, Location
+from .location import BLOBS_AT, DATABASE, Location
 from .schema import Database, Transactions
 from .urls import DatabaseUrl, is_url
 from .values import digest_of
@@ -121,6 +121,8 @@ def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: 
         NotWritableError: it can't be made there.
     """
     where = None if blobs is None else absolute(blobs)
+    if where is None and isinstance(place, Location) and not (place.folder / DATABASE).exists():
+        where = _pointed(place.folder)
     if isinstance(place, DatabaseUrl):
         made = _create_on_server(place, where, shared=shared)
     else:
@@ -169,9 +171,18 @@ def _create_in_folder(folder: Path, where: str | None, *, shared: bool) -> Trans
     store = LocalStore.create(folder, shared=shared)
     if where is not None:
         create_store(where, id=store.id, shared=shared)
+        (folder / BLOBS_AT).write_text(f"{where}\n", encoding="utf-8")
     made = Database.create(path)
     Upkeep(made).adopt(store.id)
     return made
+
+
+def _pointed(folder: Path) -> str | None:
+    """Return where the bytes of a folder's registry are as the folder itself says: elsewhere."""
+    try:
+        return (folder / BLOBS_AT).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def check_blobs(catalog: Catalog, store: BlobStore, blobs: str | os.PathLike[str]) -> None:
@@ -192,7 +203,7 @@ def rebuilt_from(folder: Path) -> tuple[BlobStore, str | None]:
     """Open the store whose records a folder's database can be made of, though that may be lost.
 
     Returns:
-        And where it is, if not in the folder: as CKREG_BLOBS or the database says.
+        And where it is, if not in the folder: as CKREG_BLOBS, the database or the folder says.
 
     Raises:
         ConflictError: it is another registry's.
@@ -203,6 +214,7 @@ def rebuilt_from(folder: Path) -> tuple[BlobStore, str | None]:
     if not where:
         with suppress(CkregError):
             where = Catalog(Database.open(folder / DATABASE)).setting(BLOBS)
+    where = where or _pointed(folder)
     if not where:
         return own, None
     store = open_store(where)

@@ -100,21 +100,25 @@ def test_two_registries_on_one_prefix_are_refused(prefix: str, tmp_path: Path) -
             Registry.create(tmp_path / "one", blobs=f"{prefix}-2")
 
 
+@pytest.mark.parametrize("made", ["now", "before the folder said where its bytes are"])
 def test_a_folder_whose_database_is_lost_is_not_made_anew_over_its_bytes(
-    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
 ) -> None:
     place = tmp_path / "reg"
     with Registry.create(place, blobs=prefix) as reg:
         saved = reg.push(_other(tmp_path), model="m", epoch=1)
     (place / "registry.db").unlink()
-    with pytest.raises(DamagedError, match=r"its database registry\.db is lost") as caught:
-        Registry.create(place, blobs=prefix)
-    assert f"CKREG_BLOBS={prefix}" in str(caught.value.hint)
-    with pytest.raises(NotFoundError, match="no records"):
-        Registry.rebuild(place, replace=True)
-    monkeypatch.setenv("CKREG_BLOBS", prefix)
+    for blobs in (None, prefix) if made == "now" else (prefix,):
+        with pytest.raises(DamagedError, match=r"its database registry\.db is lost") as caught:
+            Registry.create(place, blobs=blobs)
+        assert f"CKREG_BLOBS={prefix}" in str(caught.value.hint)
+    if made != "now":
+        (place / "blobs.at").unlink()
+        with pytest.raises(NotFoundError, match="no records"):
+            Registry.rebuild(place, replace=True)
+        monkeypatch.setenv("CKREG_BLOBS", prefix)
     Registry.rebuild(place, replace=True)
-    monkeypatch.delenv("CKREG_BLOBS")
+    monkeypatch.delenv("CKREG_BLOBS", raising=False)
     with Registry.open(place) as reg:
         assert reg.get("m").id == saved.id
         assert reg.verify().findings == ()
