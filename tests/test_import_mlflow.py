@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -192,37 +194,58 @@ def test_a_server_gives_the_same_as_its_database(
 
 
 class served:
-    """MLflow's server on this machine's loopback, until the block ends."""
+    """MLflow's server on this machine's loopback, until the block ends.
 
-    def __init__(self, folder: Path) -> None:
+    Where it can't run (mlflow-skinny has none) or isn't up in time, the test is skipped, and says
+    why.
+    """
+
+    def __init__(self, folder: Path, *, within_s: float = 120) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{port}"
+        self.within_s = within_s
+        self.log = folder / "server.log"
         words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         places = [f"sqlite:///{folder}/served.db", str(folder / "served")]
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", places[0],
-             "--artifacts-destination", places[1]],
-            cwd=folder, env={**os.environ, **SETTINGS}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        with self.log.open("wb") as log:
+            self.server = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", places[0],
+                 "--artifacts-destination", places[1]],
+                cwd=folder, env={**os.environ, **SETTINGS}, start_new_session=True,
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def __enter__(self) -> str:
-        for _ in range(200):
+        try:
+            why = self._why_not_up()
+            if why is not None:
+                last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+                pytest.skip(f"mlflow server {why}: {''.join(last) or 'it said nothing'}")
+        except BaseException:  # a block that isn't entered isn't left
+            self.__exit__()
+            raise
+        return self.uri
+
+    def _why_not_up(self) -> str | None:
+        end = time.monotonic() + self.within_s
+        while time.monotonic() < end:
+            if self.server.poll() is not None:
+                return f"ended with {self.server.returncode}"
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return self.uri
+                    return None
             except OSError:
-                if self.server.poll() is not None:
-                    pytest.fail(f"mlflow server ended with {self.server.returncode}")
-                time.sleep(0.5)
-        self.__exit__()
-        pytest.fail("mlflow server didn't come up")
+                time.sleep(0.25)
+        return f"wasn't up within {self.within_s:g} s"
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self.server.pid, 15)
-        self.server.wait(30)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # its workers are of its group
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.server.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.server.wait(15)
 
 
 # --- what is refused ------------------------------------------------------------------------------
