@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import pickletools
 import random
 import struct
 import subprocess
 import sys
 import time
 import tracemalloc
+import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,19 +105,29 @@ def vast(path: Path) -> None:
                                0xFFFFFFFF, 0))  # fmt: skip
 
 
-def test_ten_gigabytes_of_5000_tensors_are_indexed_in_a_second_and_100_mib(tmp_path: Path) -> None:
+def seconds(work: Callable[[], object]) -> float:
+    """Return the processor time of `work`: the least of three, since others share the process."""
+    taken = []
+    for _ in range(3):
+        gc.collect()
+        started = time.process_time()
+        work()
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+def test_ten_gigabytes_of_5000_tensors_are_indexed_without_their_bytes_in_100_mib(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "vast.pt"
     vast(path)
     assert path.stat().st_size > 10_000_000_000
     assert path.stat().st_blocks * 512 < 100 << 20, "the file system must keep holes"
     with opened(path) as source:
-        started = time.process_time()
         contents = read(source, "vast.pt")
         weights = describe(contents, source).weights
-        took = time.process_time() - started
         assert (len(weights), len(contents.storages)) == (TENSORS, TENSORS)
         assert sum(t.size_bytes for t in weights.values()) == TENSORS * EACH
-        assert took < 1
         assert source.bytes_read < 10 << 20
         tracemalloc.start()
         try:
@@ -122,3 +136,21 @@ def test_ten_gigabytes_of_5000_tensors_are_indexed_in_a_second_and_100_mib(tmp_p
         finally:
             tracemalloc.stop()
     assert peak < 100 << 20
+
+
+def test_indexing_takes_about_what_the_standard_library_takes_to_list_the_same_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "vast.pt"
+    vast(path)
+
+    def ours() -> None:
+        with opened(path) as source:
+            describe(read(source, "vast.pt"), source)
+
+    def the_librarys() -> None:
+        with zipfile.ZipFile(path) as archive:
+            list(pickletools.genops(archive.read("a/data.pkl")))
+
+    ratio = seconds(ours) / seconds(the_librarys)
+    assert ratio < 8, f"{ratio:.1f} times: about 2 is usual"

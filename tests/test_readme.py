@@ -26,7 +26,7 @@ def test_there_are_the_two_commands_that_set_up_everything() -> None:
     commands = [block.body for block in blocks.blocks_of(README) if block.kind == "sh"]
     assert len(commands) == 2  # .ci/run takes the second
     assert commands[0].rstrip().endswith("ckreg demo")
-    assert commands[1].rstrip().endswith("-m pytest")
+    assert commands[1].rstrip().endswith("-m pytest -n auto")
     assert all(len(c.strip().splitlines()) == 1 for c in commands)
 
 
