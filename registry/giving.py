@@ -181,6 +181,9 @@ class Giving(Asking):
         """Write a checkpoint's file or folder: the stored bytes, verified; or one file, adapted to
         a device, to keys, to a format.
 
+        A file is never written under a name that says another format: where a file is adapted, its
+        name chooses (`.safetensors`; `.pt`, `.pth`, `.ckpt`, `.bin`), and a plain pull is refused.
+
         Args:
             dest: a file, or a folder to put `NAME-vN.pt` in; default the working folder. For a
                 checkpoint that is a folder: the new folder, or one to put `NAME-vN` in.
@@ -188,13 +191,15 @@ class Giving(Asking):
             keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
                 "module.".
             only: "weights" writes the state dict alone.
-            format: "safetensors" implies only="weights".
+            format: "safetensors" implies only="weights". Default: as dest is named, else as stored.
             force: replace what is there.
 
         Returns:
             The path written, or found there with the same bytes.
 
         Raises:
+            ValueError: a word is none of those that are known, or format and dest's name differ.
+            ContainerError: dest's name says a format that the file, as it is asked for, isn't in.
             ConflictError: something else is there, or the path lies inside the registry's blobs.
             NotFoundError: there is no such checkpoint, or no such folder.
             DamagedError: the stored bytes are damaged; nothing is written.

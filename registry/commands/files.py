@@ -171,7 +171,9 @@ def import_(
 @click.option("--keys", metavar="STYLE", help="Write keys plain, recorded, or as module., …")
 @click.option("--only", type=click.Choice(["weights"]), help="The state dict and nothing else.")
 @click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
-@click.option("--format", type=click.Choice(["pt", "safetensors"]), help="Default: as stored.")
+@click.option(
+    "--format", type=click.Choice(["pt", "safetensors"]), help="Default: as DEST is named."
+)
 @dataset_option
 @click.option("--force", is_flag=True, help="Replace another file at DEST.")
 @json_option
@@ -192,6 +194,8 @@ def pull(
     force: bool,
 ) -> None:
     """Write a checkpoint out, as stored or adapted.
+
+    DEST's name says what it is to be: .safetensors; .pt, .pth, .ckpt or .bin for torch.
 
     \b
     Example:
