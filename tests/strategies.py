@@ -269,6 +269,24 @@ def resumed(location: str) -> Any:
     return found
 
 
+def measured(location: str) -> Any:
+    """Save and load nets that have just been measured: torch leaves the root's parameters whole."""
+    from registry import Registry
+
+    def trained_and_measured(seed: int) -> tuple[nn.Module, torch.optim.Adam]:
+        net, optimizer = trained("HSDP", seed)
+        with torch.no_grad():
+            net.eval()(torch.zeros(4, 6))
+        return net, optimizer
+
+    with Registry.open(location) as reg:
+        net, optimizer = trained_and_measured(1)
+        saved = reg.save(net, model="net", epoch=0, optimizer=optimizer)
+        into, other = trained_and_measured(2)
+        reg.load(saved, into=into, optimizer=other)
+        return [saved.version, differing(gathered(net, optimizer), gathered(into, other))]
+
+
 def rng_of_fewer(location: str) -> Any:
     """Load the random states of more ranks than there are, or of fewer."""
     import warnings

@@ -209,6 +209,11 @@ def test_random_states_are_each_ranks_own_and_a_net_on_meta_is_filled(tmp_path: 
     assert "1 process" in result.ignored["rng of rank 1"]
 
 
+def test_a_net_is_sharded_when_its_parameters_are_gathered_too(tmp_path: Path) -> None:
+    Registry.create(tmp_path / "reg").close()
+    assert _answers("measured", str(tmp_path / "reg")) == [[1, []]] * 2
+
+
 def test_ranks_of_a_replicated_net_wait_for_no_one_but_rank_0(tmp_path: Path) -> None:
     Registry.create(tmp_path / "reg").close()
     ended = gloo.run("strategies:killed_in_a_crowd", str(tmp_path / "reg"), ranks=4)

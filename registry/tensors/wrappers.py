@@ -196,9 +196,14 @@ class Names:
 
 
 def is_sharded(net: nn.Module) -> bool:
-    """Say whether a net's ranks hold parts of it, so that they have to save and load together."""
+    """Say whether a net's ranks hold parts of it, so that they have to save and load together.
+
+    A forward without a backward, as in validation, leaves FSDP2's parameters gathered (torch 2.13):
+    they are no DTensors until the net is asked for its state. So the modules are asked as well.
+    """
     return any(
         is_a(p.module, *FSDP1)
+        or is_a(p.module, *FSDP2)
         or any(
             is_a(tensor, home, name)
             for held in (p.module._parameters, p.module._buffers)
