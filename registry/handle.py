@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from . import location, places, refs
 from .catalog import Catalog
-from .errors import ConflictError, NotFoundError
+from .errors import CkregError, ConflictError, NotFoundError
 from .pending import Queue
 from .records import Checkpoint
 from .runs import Lineage, of_dataset
@@ -158,6 +159,8 @@ class Handle:
             if isinstance(self._location, location.Location):
                 folder = self._location.folder
                 mounts.check_share(folder, folder / "tmp")
+                with suppress(CkregError):  # fails no save: the next one tries again
+                    places.point(folder, catalog)
             self._share_checked = True
         store.check_writable()
         return store, catalog

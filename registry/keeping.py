@@ -79,6 +79,7 @@ class Keeping(Marking):
             DamagedError: the records contradict each other.
         """
         from . import repairing
+        from .catalog import Catalog
 
         place = location.find() if location_ is None else location.place(location_)
         if not isinstance(place, location.Location):
@@ -87,7 +88,10 @@ class Keeping(Marking):
             )
         store, elsewhere = places.rebuilt_from(place.folder)
         database = Database(place.folder / location.DATABASE)
-        return repairing.rebuild(store, database, replace=replace, elsewhere=elsewhere)
+        done = repairing.rebuild(store, database, replace=replace, elsewhere=elsewhere)
+        if replace:
+            places.point(place.folder, Catalog(database))
+        return done
 
     def gc(
         self,

@@ -8,6 +8,7 @@ init`. Sees which files are there, and opens neither database nor blobs.
       registry.db      the records (SQLite)         schema.py
       registry.lock    writers queue here           schema.py
       store.json       the blob store's marker      blobs/local.py
+      blobs.at         where the bytes are, if not in this folder: what has it has a database
       blobs/ records/ tmp/                          blobs/local.py
       imports/         what trees held (a cache)    sightings.py
 """
@@ -31,7 +32,8 @@ FOLDER: Final = ".ckreg"
 DATABASE: Final = "registry.db"
 MARKER: Final = "store.json"
 BLOBS_AT: Final = "blobs.at"
-"""Says where a registry's bytes are, if not in its folder: its database may be lost."""
+"""Says where a registry's bytes are, if not in its folder; written when its database is there, so
+that without one that is lost."""
 
 _FILES: Final = frozenset({DATABASE, f"{DATABASE}-journal", "registry.lock", MARKER, BLOBS_AT})
 _SHARD: Final = re.compile(r"[0-9a-f]{2}")
@@ -93,7 +95,11 @@ class Location:
         """Say whether what is lacking was there once: a registry never used may lack it."""
         if not lacking:
             return False
-        return DATABASE not in lacking or any(_contents(self.folder))
+        return (
+            DATABASE not in lacking
+            or os.path.lexists(self.folder / BLOBS_AT)
+            or any(_contents(self.folder))
+        )
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -289,7 +295,8 @@ def _lost(folder: Path, lacking: dict[str, str]) -> DamagedError:
         hint=f"see whether the right disk is mounted there; else bring {what} back from a backup: "
         f"cp {source} {shlex.quote(str(target))}"
         + (
-            f"; or make it anew from records/: ckreg -r {shlex.quote(str(folder))} verify --rebuild"
+            "; or make it anew from the records: "
+            f"ckreg -r {shlex.quote(str(folder))} verify --rebuild"
             if list(lacking) == [DATABASE]
             else ""
         ),

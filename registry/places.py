@@ -7,6 +7,7 @@ mount nor CKREG_BLOBS can give one registry another's bytes.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .blobs import BlobStore, marker
+from .blobs.disk import open_folder, read_small, translate
 from .blobs.local import LocalStore
 from .catalog import Catalog
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError, NotWritableError
@@ -121,8 +123,6 @@ def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: 
         NotWritableError: it can't be made there.
     """
     where = None if blobs is None else absolute(blobs)
-    if where is None and isinstance(place, Location) and not (place.folder / DATABASE).exists():
-        where = _pointed(place.folder)
     if isinstance(place, DatabaseUrl):
         made = _create_on_server(place, where, shared=shared)
     else:
@@ -130,6 +130,8 @@ def create_parts(place: Place, blobs: str | os.PathLike[str] | None, *, shared: 
     catalog = Catalog(made)
     if where is not None and catalog.setting(BLOBS) is None:
         catalog.set_setting(BLOBS, where)
+    if isinstance(place, Location):
+        point(place.folder, catalog)
 
 
 def _create_on_server(place: DatabaseUrl, where: str | None, *, shared: bool) -> Transactions:
@@ -171,18 +173,58 @@ def _create_in_folder(folder: Path, where: str | None, *, shared: bool) -> Trans
     store = LocalStore.create(folder, shared=shared)
     if where is not None:
         create_store(where, id=store.id, shared=shared)
-        (folder / BLOBS_AT).write_text(f"{where}\n", encoding="utf-8")
     made = Database.create(path)
     Upkeep(made).adopt(store.id)
     return made
 
 
+def point(folder: Path, catalog: Catalog) -> None:
+    """Let a folder say where its registry's bytes are, if elsewhere: its database may be lost.
+
+    That comes after the database: a folder that says it and has none has lost it.
+    """
+    where = catalog.setting(BLOBS)
+    if where is None:
+        return
+    with suppress(DamagedError):
+        if _pointed(folder) == where:
+            return
+    LocalStore.open(folder).put_beside(BLOBS_AT, f"{where}\n")
+
+
 def _pointed(folder: Path) -> str | None:
-    """Return where the bytes of a folder's registry are as the folder itself says: elsewhere."""
+    """Return where the bytes of a folder's registry are as the folder itself says: elsewhere.
+
+    Raises:
+        DamagedError: what it says is no place.
+        CkregError: it can't be read.
+    """
+    path = folder / BLOBS_AT
     try:
-        return (folder / BLOBS_AT).read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError):
+        top = open_folder(folder)
+        try:
+            where = read_small(BLOBS_AT, top, _MAX_PLACE).decode().strip()
+        finally:
+            os.close(top)
+        if os.path.isabs(where) or is_url(where):
+            return absolute(where)
+        why = f"{where!r} is neither a URL nor a folder's whole path"
+    except FileNotFoundError:
         return None
+    except ValueError as error:  # no text, or no URL that is served
+        why = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.EISDIR):
+            raise translate(error, "read", path) from error
+        why = str(error.strerror)
+    raise DamagedError(
+        f"{str(path)!r}, which says where the registry's bytes are, can't be understood: {why}",
+        hint=f"say it: CKREG_BLOBS=PLACE ckreg -r {shlex.quote(str(folder))} verify --rebuild; "
+        "where the database is whole, the next save or push writes the file anew",
+    )
+
+
+_MAX_PLACE: Final = 64 << 10
 
 
 def check_blobs(catalog: Catalog, store: BlobStore, blobs: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ rows that prove themselves.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .blobs import Blob, BlobStore, Progress
 from .catalog import Catalog, Upkeep, Whole, parse_whole, portions
 from .commits import write_record
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError
+from .location import BLOBS_AT
 from .places import BLOBS
 from .schema import Database
 from .values import FORMAT, CheckpointId, Digest
@@ -209,9 +211,16 @@ def rebuild(
         raise ConflictError(f"{str(path)!r} is there already", hint=f"look at it, then: rm {path}")
     texts, unusable, found = _records(store)
     if not texts and not unusable:
+        here, at = shlex.quote(str(path.parent)), shlex.quote(str(elsewhere))
         raise NotFoundError(
             f"there are no records at {store.location!r}",
-            hint="where the blobs are elsewhere: CKREG_BLOBS=PLACE ckreg verify --rebuild",
+            hint="where the blobs are elsewhere: CKREG_BLOBS=PLACE ckreg verify --rebuild"
+            + (
+                ""
+                if elsewhere is None
+                else "; if nothing was saved yet, make the registry anew: "
+                f"rm {here}/{BLOBS_AT} && ckreg -r {here} init --blobs {at}"
+            ),
         )
     fresh = Database.create(path)
     upkeep = Upkeep(fresh)

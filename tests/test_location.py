@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from users import as_nobody
 
-from registry import Registry, location
+from registry import Registry, cli, location
 from registry.errors import ConflictError, DamagedError, NotFoundError, NotWritableError
 from registry.location import Location
 from registry.schema import Database
@@ -97,6 +98,128 @@ def test_a_default_registry_that_lost_a_part_is_neither_empty_nor_made_anew(
     with pytest.raises(DamagedError):
         Registry.open()
     assert tree(home()) == before
+
+
+# --- a folder that says where its bytes are -------------------------------------------------------
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> tuple[Path, Path]:
+    """Make a registry whose bytes are in another folder, and return both."""
+    with Registry.create(tmp_path / "reg", blobs=tmp_path / "bytes") as reg:
+        saved(reg)
+    return tmp_path / "reg", tmp_path / "bytes"
+
+
+def saved(reg: Registry) -> str:
+    return reg.save(torch.nn.Linear(1, 1), model="net").id
+
+
+def test_a_lost_database_is_damage_where_the_bytes_are_elsewhere(
+    split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = split
+    for losing in (lambda: os.truncate(folder / "registry.db", 0), (folder / "registry.db").unlink):
+        losing()
+        for words in (["list"], ["push", str(folder / "store.json")], ["init"]):
+            assert cli.run([*words, "-r", str(folder)]) == 6
+            assert f"ckreg -r {folder} verify --rebuild" in capsys.readouterr().err
+        folder.rename(folder.with_name(".ckreg"))
+        monkeypatch.chdir(folder.parent)
+        assert cli.run(["list"]) == 6
+        assert "verify --rebuild" in capsys.readouterr().err
+        folder.with_name(".ckreg").rename(folder)
+    assert cli.run(["verify", "--rebuild", "--yes", "-r", str(folder)]) == 0
+    with Registry.open(folder) as reg:
+        assert reg.latest("net").version == 1
+
+
+def test_a_lost_database_of_nothing_can_be_made_anew_as_the_rebuild_says(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "reg", tmp_path / "bytes"
+    Registry.create(folder, blobs=elsewhere).close()
+    (folder / "registry.db").unlink()
+    with pytest.raises(DamagedError):
+        Registry.create(folder, blobs=elsewhere)
+    with pytest.raises(NotFoundError, match="no records") as caught:
+        Registry.rebuild(folder, replace=True)
+    remove, init = str(caught.value.hint).split("anew: ")[1].split(" && ")
+    subprocess.run(remove, shell=True, check=True)
+    assert cli.run(init.split()[1:]) == 0
+    with Registry.open(folder) as reg:
+        saved(reg)
+    assert [*elsewhere.glob("records/*/*")]
+
+
+@pytest.mark.parametrize("text", [None, "", "s3:", "bytes", "/elsewhere"])
+def test_a_write_lets_an_older_folder_say_where_its_bytes_are(
+    split: tuple[Path, Path], text: str | None
+) -> None:
+    folder, elsewhere = split
+    pointer = folder / "blobs.at"
+    pointer.unlink()
+    if text is not None:
+        pointer.write_text(text)
+    with Registry.open(folder) as reg:
+        reg.models()
+        assert pointer.exists() == (text is not None)  # a question writes nothing
+        saved(reg)
+    assert pointer.read_text() == f"{elsewhere}\n"
+    assert [*(folder / "tmp").iterdir()] == []
+
+
+def test_a_rebuild_lets_the_folder_say_where_its_bytes_are(
+    split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = split
+    (folder / "blobs.at").unlink()
+    (folder / "registry.db").unlink()
+    monkeypatch.setenv("CKREG_BLOBS", str(elsewhere))
+    Registry.rebuild(folder, replace=True)
+    assert (folder / "blobs.at").read_text() == f"{elsewhere}\n"
+
+
+def test_a_registry_whose_bytes_are_its_own_has_no_word_of_it(tmp_path: Path) -> None:
+    with Registry.create(tmp_path / "reg") as reg:
+        saved(reg)
+    Registry.rebuild(tmp_path / "reg", replace=True)
+    assert not (tmp_path / "reg" / "blobs.at").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "\n", "s3:", "bytes", "ftp://x/y", "\xff", "x" * 70_000])
+def test_a_damaged_word_of_where_the_bytes_are_is_no_missing_one(
+    split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    folder, elsewhere = split
+    (folder / "registry.db").unlink()
+    (folder / "blobs.at").write_bytes(damage.encode("latin1"))
+    before = tree(folder)
+    with pytest.raises(DamagedError, match=r"blobs\.at', which says where .* can't be") as caught:
+        Registry.rebuild(folder, replace=True)
+    assert f"CKREG_BLOBS=PLACE ckreg -r {folder} verify --rebuild" in str(caught.value.hint)
+    assert tree(folder) == before
+    monkeypatch.setenv("CKREG_BLOBS", str(elsewhere))
+    assert cli.run(["verify", "--rebuild", "--yes", "-r", str(folder)]) == 0
+    assert (folder / "blobs.at").read_text() == f"{elsewhere}\n"
+
+
+def test_a_folder_says_where_its_bytes_are_whole_or_not_at_all(
+    split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = split
+    pointer = folder / "blobs.at"
+    pointer.write_text("/old")
+    steps: list[str] = []
+
+    def rename(*args: object, **options: object) -> None:
+        steps.append(pointer.read_text())
+        real(*args, **options)  # type: ignore[arg-type]
+
+    real = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    with Registry.open(folder) as reg:
+        reg.monitor("net", "acc")
+    assert steps[0] == "/old"  # what came after had its final name only when it was whole
+    assert pointer.read_text() == f"{elsewhere}\n"
 
 
 @pytest.mark.parametrize("part", ["blobs", "records"])

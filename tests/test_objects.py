@@ -108,12 +108,18 @@ def test_a_folder_whose_database_is_lost_is_not_made_anew_over_its_bytes(
     with Registry.create(place, blobs=prefix) as reg:
         saved = reg.push(_other(tmp_path), model="m", epoch=1)
     (place / "registry.db").unlink()
-    for blobs in (None, prefix) if made == "now" else (prefix,):
-        with pytest.raises(DamagedError, match=r"its database registry\.db is lost") as caught:
-            Registry.create(place, blobs=blobs)
-        assert f"CKREG_BLOBS={prefix}" in str(caught.value.hint)
-    if made != "now":
+    if made == "now":
+        for blobs in (None, prefix):
+            with pytest.raises(
+                DamagedError, match=r"its database registry\.db is missing"
+            ) as caught:
+                Registry.create(place, blobs=blobs)
+            assert f"ckreg -r {place} verify --rebuild" in str(caught.value.hint)
+    else:
         (place / "blobs.at").unlink()
+        with pytest.raises(DamagedError, match=r"its database registry\.db is lost") as caught:
+            Registry.create(place, blobs=prefix)
+        assert f"CKREG_BLOBS={prefix}" in str(caught.value.hint)
         with pytest.raises(NotFoundError, match="no records"):
             Registry.rebuild(place, replace=True)
         monkeypatch.setenv("CKREG_BLOBS", prefix)
@@ -122,6 +128,7 @@ def test_a_folder_whose_database_is_lost_is_not_made_anew_over_its_bytes(
     with Registry.open(place) as reg:
         assert reg.get("m").id == saved.id
         assert reg.verify().findings == ()
+    assert (place / "blobs.at").read_text() == f"{prefix}\n"
 
 
 def test_many_creators_at_once_agree_on_one_store(prefix: str) -> None:

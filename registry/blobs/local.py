@@ -375,10 +375,19 @@ class LocalStore(Ends):
         ):
             if make_folder(shard, records, shared=self.shared):
                 sync_folder(records)
-        with (
-            self._staged(0o666, 0o664) as staged,
-            folder(self.root, "records", shard) as dir_fd,
-        ):
+        self._put_text(text, name, "records", shard)
+
+    def put_beside(self, name: str, text: str) -> None:
+        """Write a small file beside the marker, in place of the one before if there is one.
+
+        Raises:
+            NoSpaceError, NotWritableError: it can't be written; the one before is as it was.
+        """
+        self._put_text(text, name)
+
+    def _put_text(self, text: str, name: str, *below: str) -> None:
+        place = self.root.joinpath(*below)
+        with self._staged(0o666, 0o664) as staged, folder(self.root, *below) as dir_fd:
             staged.write(text.encode())
             staged.sync()
             staged.rename(place, name, dir_fd=dir_fd)
