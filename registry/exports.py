@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +47,23 @@ class Shard:
 
     file: str
     keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an export says of its weights."""
+
+    checkpoint: Checkpoint
+    run: RunRecord | None
+
+    def in_public(self) -> Told:
+        """Return it without who made it, on which machines, and by which command."""
+        here = replace(self.checkpoint.topology, hostname=None, ranks=())
+        run = self.run
+        return Told(
+            replace(self.checkpoint, topology=here, author=None, command=None),
+            None if run is None else replace(run, hostname=None, author=None, command=None),
+        )
 
 
 def shards(
@@ -100,6 +117,7 @@ def export(
     *,
     format: str,
     shard_bytes: int | None,
+    public: bool,
     force: bool,
     progress: Progress | None,
 ) -> Path:
@@ -107,10 +125,12 @@ def export(
     with opened(store, catalog, checkpoint, verify=True) as file:
         made = make_plan(opening.saved_side(file), None, want, None)
         run = None if checkpoint.run is None else catalog.run(checkpoint.run.id)
-        record = carried(checkpoint, run, made, file.description.record)
+        told = Told(checkpoint, run)
+        if public:
+            told = told.in_public()
         store.produce_folder(
             dest,
-            lambda place: _fill(file, made, run, record, place, format, shard_bytes, progress),
+            lambda place: _fill(file, made, told, place, format, shard_bytes, progress),
             replaceable=partial(_is_ours, dest) if force else None,
             expect_bytes=made.bytes_to_read,
         )
@@ -120,8 +140,7 @@ def export(
 def _fill(
     file: Opened,
     made: LoadPlan,
-    run: RunRecord | None,
-    record: Mapping[str, Any],
+    told: Told,
     place: Place,
     format: str,
     limit: int | None,
@@ -130,6 +149,7 @@ def _fill(
     from .tensors import building, exporting
 
     description = file.description
+    record = carried(told.checkpoint, told.run, made, description.record)
     source = description.weights
     if made.weights == "ema" and description.ema is not None:
         source = description.ema
@@ -154,7 +174,7 @@ def _fill(
         }
         stem, suffix = _NAMES[format]
         place(f"{stem}.{suffix}.index.json", _json(index))
-    place(RECORD, _json({**file.checkpoint.to_dict(), "ckreg": dict(record)}))
+    place(RECORD, _json({**told.checkpoint.to_dict(), "ckreg": record}))
     written = cards.Written(
         format=format,
         files=tuple(shard.file for shard in found),
@@ -162,7 +182,7 @@ def _fill(
         keys=None if made.keys_from == "as they are" else str(made.out_keys),
         weights=made.weights if file.checkpoint.weights == "both" else None,
     )
-    place(CARD, _text(cards.card(file.checkpoint, run, written)))
+    place(CARD, _text(cards.card(told.checkpoint, told.run, written)))
 
 
 def _writer(

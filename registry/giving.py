@@ -223,6 +223,7 @@ class Giving(Asking):
         keys: str | None = None,
         weights: Literal["live", "ema"] | None = None,
         dataset: str | None = None,
+        public: bool = False,
         force: bool = False,
         progress: Progress | None = None,
     ) -> Path:
@@ -237,6 +238,7 @@ class Giving(Asking):
             keys: "plain" for canonical keys, "recorded" for those of the live model, or a style:
                 "module.".
             weights: which, when the file holds live and averaged (ema) ones.
+            public: leave out who made it, on which hosts, and by which command.
             force: replace an earlier export; what no export wrote, and a card that somebody
                 edited, is never replaced.
 
@@ -267,6 +269,7 @@ class Giving(Asking):
             ),
             format=format,
             shard_bytes=limit,
+            public=public,
             force=force,
             progress=progress,
         )

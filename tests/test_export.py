@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from registry import (
     NotFoundError,
     RefusedLoadError,
     Registry,
+    surroundings,
 )
 from registry.blobs import Staged
 from registry.cli import run
@@ -138,6 +140,30 @@ def test_an_export_pushed_elsewhere_is_recorded_as_it_was(
         into = seeded(2)
         other.load(back, into=into)
     assert same(state_of(into), state_of(seeded(1)))
+
+
+@pytest.mark.parametrize("shard_size", [None, 200])
+def test_in_public_nothing_says_who_made_it_where_and_how(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_size: int | None
+) -> None:
+    monkeypatch.setattr(surroundings, "hostname", lambda: "secret-host")
+    monkeypatch.setattr(surroundings, "author", lambda: "secret-user")
+    monkeypatch.setattr(surroundings, "command", lambda: "secret-script.py --lr 1")
+    with reg.run("net", dataset="d", config={"lr": 0.1}) as run:
+        ckpt = run.save(seeded(1), epoch=3, acc=0.5)
+    told = reg.export(ckpt, tmp_path / "told")
+    texts = {p.name: p.read_bytes() for p in told.iterdir()}
+    for secret in (b"secret-host", b"secret-user", b"secret-script"):
+        assert secret in texts["ckreg.json"]
+        assert secret in texts["model.safetensors"]
+    out = reg.export(ckpt, tmp_path / "out", shard_size=shard_size, public=True)
+    assert [p.name for p in out.iterdir() if b"secret" in p.read_bytes()] == []
+    with Registry.create(tmp_path / "other") as other:
+        back = other.push(out)
+    assert (back.epoch, back.acc, back.config, back.run) == (3, 0.5, ckpt.config, ckpt.run)
+    assert replace(back.topology, storage_tags=ckpt.topology.storage_tags) == replace(
+        ckpt.topology, hostname=None
+    )
 
 
 @pytest.mark.parametrize("shard_size", [None, 200])

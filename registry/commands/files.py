@@ -244,6 +244,7 @@ def pull(
 @click.option("--keys", metavar="STYLE", help="Write keys plain, recorded, or as module., …")
 @click.option("--weights", type=click.Choice(["live", "ema"]), help="Which of two, if it has both.")
 @dataset_option
+@click.option("--public", is_flag=True, help="Leave out author, hosts and command line.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
 @json_option
 @registry_option
@@ -258,6 +259,7 @@ def export(
     keys: str | None,
     weights: Literal["live", "ema"] | None,
     dataset: str | None,
+    public: bool,
     force: bool,
 ) -> None:
     """Write the weights into a folder, whole or in shards.
@@ -281,6 +283,7 @@ def export(
                 keys=keys,
                 weights=weights,
                 dataset=dataset,
+                public=public,
                 force=force,
                 progress=progress,
             )
