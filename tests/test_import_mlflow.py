@@ -265,6 +265,25 @@ def test_what_is_no_store_is_said_and_nothing_is_made(reg: Registry, tmp_path: P
 
 
 @needs_mlflow
+def test_of_a_store_whose_files_were_moved_it_says_where_they_were(
+    reg: Registry, store: Path, tmp_path: Path
+) -> None:
+    (store / "art").rename(tmp_path / "art")
+    try:
+        found = reg.import_mlflow(uri_of(store))
+    finally:
+        (tmp_path / "art").rename(store / "art")
+    assert not found.added
+    assert [f.path for f in found.failed] == ["vision/try-1/model"]
+    assert f"{store}/art/vision/" in str(found.failed[0].reason)
+    assert len(found.remarks) == 1
+    assert (
+        f"none of 2 runs has a file where the store says, e.g. '{store.as_uri()}/art/"
+        in (found.remarks[0])
+    )
+
+
+@needs_mlflow
 def test_an_experiment_that_is_not_there_is_named_with_those_that_are(
     reg: Registry, store: Path
 ) -> None:

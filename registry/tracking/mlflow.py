@@ -239,6 +239,8 @@ class MlflowStore:
                 points[m.key] = max(points.get(m.key, point), point)
         title = f"{experiment if run is None else run.title}/{model.name}"
         tree = self._tree(title, model.artifact_location, run)
+        if str(getattr(model, "status", "READY")) == "READY":  # else it was never logged whole
+            tree = _whole(tree)
         return _changed(tree, metrics=points, step=step if said else None, one_model=True)
 
     def _tree(self, title: str, uri: str, run: TrackedRun | None) -> Tree:
@@ -313,7 +315,7 @@ class MlflowStore:
         if not local_path(uri):
             with self._asking("find the files of a model version in"):
                 uri = self._client.get_model_version_download_uri(what.model, what.version)
-        tree = self._tree(f"{what.model}/{what.version}", uri, run)
+        tree = _whole(self._tree(f"{what.model}/{what.version}", uri, run))
         return _changed(tree, versions=(("", what),), one_model=True)
 
 
@@ -346,6 +348,13 @@ def _with_versions(tree: Tree, versions: list[_Version]) -> Tree:
             version.taken = True
             found.append((place, version.what))
     return _changed(tree, versions=tuple(found)) if found else tree
+
+
+def _whole(tree: Tree) -> Tree:
+    """Return a model's tree, which is missing where nothing is at its place: a model has files."""
+    if tree.files or tree.missing is not None:
+        return tree
+    return _changed(tree, missing=f"nothing is at {tree.uri!r}, where the store says that it is")
 
 
 def _changed(tree: Tree, **fields: Any) -> Tree:

@@ -23,7 +23,7 @@ from ..catalog import Catalog
 from ..drafting import Given
 from ..errors import CkregError, NotFoundError
 from ..filenames import SUFFIXES, suggested
-from ..formatting import listed
+from ..formatting import count, listed
 from ..importing import ImportedFile, ImportResult, Writer, failed, holds_weights, part
 from ..records import Checkpoint
 from ..values import Digest, FrozenMap, model_name
@@ -79,6 +79,7 @@ def import_store(
         for tree in trees
         if tree.missing is not None
     ]
+    remarks = _nowhere(trees)
     passed = sum(len(tree.files) for tree in trees) - len(
         {(id(a.tree), name) for a in artifacts for name in a.candidate.members()}
     )
@@ -99,8 +100,20 @@ def import_store(
         dry_run=writer is None,
         files=tuple(files),
         passed_over=passed,
-        remarks=tuple(dict.fromkeys(job.remarks)),
+        remarks=tuple(dict.fromkeys([*remarks, *job.remarks])),
     )
+
+
+def _nowhere(trees: Sequence[Tree]) -> list[str]:
+    """Say, of a store whose files were moved, where it thinks that they are."""
+    runs = [tree for tree in trees if tree.run is not None and not tree.one_model]
+    if not runs or any(tree.files for tree in trees):
+        return []
+    text = (
+        f"none of {count(len(runs), 'run')} has a file where the store says, e.g. "
+        f"{runs[0].uri!r}: if they were moved, put them, or a link to them, there again"
+    )
+    return [text]
 
 
 def _chosen(there: Mapping[str, str], wanted: Collection[str]) -> dict[str, str]:

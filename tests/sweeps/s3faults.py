@@ -135,7 +135,8 @@ def sweep(count: int, seed: int, share: float) -> int:
             )
         finally:
             server.stop()
-    print(f"{count} pushes and pulls: {found.right} right, {dict(found.failed)} cleanly failed")
+    failed = f"{found.failed.total()} cleanly failed {dict(found.failed) or ''}".rstrip()
+    print(f"{count} pushes and pulls: {found.right} right, {failed}")
     print(f"faults: {dict(found.faults)}")
     for text in found.wrong:
         print(f"WRONG: {text}")
