@@ -8,9 +8,12 @@ Knows no torch, and nothing of how the bytes came to be staged.
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from . import hooks, surroundings
 from .blobs import Blob, BlobStore, FileBytes, Staged
@@ -23,6 +26,8 @@ from .postgres import Lost, Unreachable
 from .records import Checkpoint, File, Origin
 from .sqlite import disk_failed
 from .values import CheckpointId, Digest, canonical_json
+
+_PAUSE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ def commit(
     origin: Origin,
     record: Recorded | None,
     from_name: tuple[str, ...] = (),
+    patience_s: float = 0,
 ) -> Checkpoint:
     """Publish the bytes, commit the row, write the record; return the checkpoint as recorded.
 
@@ -76,11 +82,13 @@ def commit(
         parts: every file of the checkpoint.
         known, from_name: what is known of it; see `draft`.
         contents, description, record: what its files say.
+        patience_s: for how long a commit that can't be had in time is asked for again.
 
     Raises:
         Gone: bytes that were to be shared are not there any more.
         BusyError, RemoteError: the commit could not be had in time, or the server is gone; what was
-            saved is kept, and the hint finishes the work.
+            saved is kept, and the hint finishes the work. Of many ranks' files in a bucket nothing
+            is kept, and the hint says so.
         CkregError: anything else; nothing is left behind.
     """
     actor = surroundings.author()
@@ -99,7 +107,9 @@ def commit(
         files = tuple(
             (part.name, *_published(store, part, contents, ours), part.probe) for part in parts
         )
-        added = catalog.add(
+        added = _added(
+            store,
+            catalog,
             Draft(
                 checkpoint=checkpoint,
                 run=known.run,
@@ -112,16 +122,25 @@ def commit(
                 damaged=frozenset().union(*(p.damaged for p in parts)),
                 actor=actor,
             ),
-            holds=store.holds,
+            patience_s,
         )
     except (BusyError, Unreachable) as error:
         staged = parts[0].staged if len(parts) == 1 else None
         if checkpoint.origin == "save" and ours and staged is not None:
             # Hours of training may stand behind these bytes: they stay, and carry their record.
             error.hint = (
-                f"the checkpoint is safe; finish with: {_finish(catalog, staged, checkpoint)}"
+                "the checkpoint is safe; finish with: "
+                f"{_command(catalog, staged.keep(), checkpoint)}"
             )
             _drop(store, ours[1:])
+        elif checkpoint.origin == "save" and ours:
+            kept = store.keep_folder({name: blob for name, blob, *_ in files})
+            if kept is None:
+                error.hint = f"nothing of it was kept: save it again; {error.hint}"
+            else:
+                command = _command(catalog, kept, checkpoint)
+                error.hint = f"the checkpoint is safe; finish with: {command} --move"
+            _drop(store, ours)  # of a folder that was kept: what isn't in it
         else:
             _drop(store, ours)
         raise
@@ -157,6 +176,22 @@ def commit(
     return added.checkpoint
 
 
+def _added(store: BlobStore, catalog: Catalog, draft: Draft, patience_s: float) -> Added:
+    """Commit the row; while it can't be had, ask again."""
+    deadline = time.monotonic() + patience_s
+    said = False
+    while True:
+        try:
+            return catalog.add(draft, holds=store.holds)
+        except (BusyError, Unreachable) as error:  # nothing was committed
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                warn(f"the save goes on for up to {patience_s:g} s: {error.message}")
+                said = True
+        time.sleep(_PAUSE_S)
+
+
 def _published(
     store: BlobStore, part: Part, contents: Contents, ours: list[Blob]
 ) -> tuple[Blob, Blob]:
@@ -180,9 +215,9 @@ def _published(
     return blob, index
 
 
-def _finish(catalog: Catalog, staged: Staged, checkpoint: Checkpoint) -> str:
-    """Return the command that commits what was saved; the file carries the rest."""
-    words = ["ckreg", "-r", catalog.location, "push", str(staged.keep())]
+def _command(catalog: Catalog, kept: Path, checkpoint: Checkpoint) -> str:
+    """Return the command that commits what was saved and kept; its own record says the rest."""
+    words = ["ckreg", "-r", catalog.location, "push", str(kept)]
     for option, values in (("--tag", checkpoint.tags), ("--alias", checkpoint.aliases)):
         for value in values:
             words += [option, value]
@@ -200,7 +235,7 @@ def _look_first(catalog: Catalog, staged: Staged | None, checkpoint: Checkpoint)
         return f"see whether it is there, when the server is back: {look}; if it isn't, save again"
     return (
         f"the checkpoint is safe; see whether it is there: {look}; if it isn't, finish with: "
-        f"{_finish(catalog, staged, checkpoint)}"
+        f"{_command(catalog, staged.keep(), checkpoint)}"
     )
 
 

@@ -2,7 +2,8 @@
 
 Law: every rank's bytes are hashed and on the medium before any has a name in the store, and all
 have theirs before the row; a rank that fails, or doesn't come, leaves no row, and the others drop
-what is theirs. Once rank 0 has all it alone decides. Imports .tensors only inside functions.
+what is theirs. Once rank 0 has all it alone decides; what it can't commit in time is kept. Imports
+.tensors only inside functions.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .blobs import Blob, BlobFile, BlobStore, Index
+from .blobs import Blob, BlobFile, BlobStore, Index, LocalStore
 from .blobs.ranges import build as build_index
 from .catalog import Catalog
 from .commits import Part, commit, drop_unnamed
 from .containers import describe, read_folder, stream_storages
 from .drafting import Given, recorded
-from .errors import RefusedLoadError
-from .postgres import Lost
+from .errors import BusyError, RefusedLoadError
+from .postgres import Lost, Unreachable
 from .records import Checkpoint
 from .values import digest_of
 
 if TYPE_CHECKING:
     from .tensors.distcp import Leaf
     from .tensors.together import Together
+
+PATIENCE_S = 600.0
+"""How long rank 0 asks again for a commit that it can't have, where it couldn't keep the files: in
+a bucket. All ranks wait meanwhile; what they wrote would be lost.
+"""
 
 
 def write(
@@ -90,8 +96,8 @@ def write(
             }
             try:
                 made = _commit(store, catalog, leaves, streams, blobs, given)
-            except Lost:  # the row may be there still, and names them
-                raise
+            except (BusyError, Unreachable, Lost):
+                raise  # they were kept, or dropped; or a row may be there that names them
             except BaseException:
                 drop_unnamed(store, catalog, [blob for pair in blobs.values() for blob in pair])
                 raise
@@ -153,4 +159,5 @@ def _commit(
             description=description,
             origin="save",
             record=recorded(description.record),
+            patience_s=0 if isinstance(store, LocalStore) else PATIENCE_S,
         )

@@ -227,6 +227,33 @@ def refused(location: str) -> Any:
     return found
 
 
+def busy(location: str, model: str, patient: str = "") -> Any:
+    """Save where the database can't be had, and then where it can, the second time."""
+    from registry import BusyError, Registry, sharded
+    from registry.catalog import Catalog
+
+    add, calls, patience = Catalog.add, [False, True], sharded.PATIENCE_S
+
+    def never(self: Catalog, *words: Any, **more: Any) -> Any:
+        raise BusyError("the registry is busy", hint="see who holds it")
+
+    def later(self: Catalog, *words: Any, **more: Any) -> Any:
+        return (add if calls.pop(0) else never)(self, *words, **more)
+
+    sharded.PATIENCE_S = 0.0
+    with Registry.open(location) as reg:
+        net, optimizer = trained("FSDP2", 1)
+        Catalog.add = never  # type: ignore[method-assign]
+        found = _error(
+            lambda: reg.save(
+                net, model=model, epoch=3, acc=0.5, optimizer=optimizer, tags=["good"], note="a b"
+            )
+        )
+        sharded.PATIENCE_S = patience
+        Catalog.add = later if patient else add  # type: ignore[method-assign]
+        return [found, reg.save(net, model="after", epoch=4, optimizer=optimizer).to_dict()]
+
+
 def resumed(location: str) -> Any:
     """Save and load the random states of all ranks; then fill a net on meta."""
     import warnings

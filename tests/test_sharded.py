@@ -6,7 +6,10 @@ The whole matrix is `python -m tests.sweeps matrix`.
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -188,6 +191,49 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_nothing_and_hangs_nobody(
                 assert "rank 1 did not save" in one.answer["message"]
     assert reg.models() == []
     assert list((tmp_path / "reg" / "blobs").glob("*/*")) == []
+
+
+def test_what_finds_the_registry_busy_is_kept_whole_and_its_hint_finishes_it(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "a place"
+    reg = Registry.create(place)
+    (first, after), (second, _) = _answers("busy", str(place), "net")
+    assert (first["type"], second["type"]) == ("BusyError", "RemoteError")
+    assert "rank 0 could not save" in second["message"]
+    assert first["hint"] == second["hint"]
+    (kept,) = (place / "kept").iterdir()
+    assert sorted(path.name for path in kept.iterdir()) == [
+        ".metadata", "__0_0.distcp", "__1_0.distcp",
+    ]  # fmt: skip
+    assert not reg.gc(dry_run=True, grace=timedelta(0))  # which leaves it, and finds no blob of it
+    assert reg.verify().findings == ()
+
+    command = first["hint"].partition("the checkpoint is safe; finish with: ")[2]
+    ckreg = f'ckreg() {{ "{sys.executable}" -m registry "$@"; }}; '
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(["bash", "-c", ckreg + command], env=env, check=True)
+
+    found = reg.get("net")
+    assert (found.epoch, found.acc, found.tags, found.note) == (3, 0.5, ("good",), "a b")
+    assert found.run is not None
+    assert found.topology.to_dict() == after["topology"]
+    assert [*(place / "kept").iterdir()] == []
+    state, later = reg.load(found).state_dict, reg.load("after").state_dict
+    assert state is not None
+    assert later is not None
+    assert strategies.differing(dict(state), dict(later)) == []
+
+
+def test_in_a_bucket_a_busy_registry_is_asked_again_and_in_the_end_said_to_keep_nothing(
+    prefix: str, tmp_path: Path
+) -> None:
+    reg = Registry.create(tmp_path / "reg", blobs=prefix)
+    (first, _), (second, _) = _answers("busy", str(tmp_path / "reg"), "net", "patient")
+    assert first["hint"] == second["hint"]
+    assert first["hint"] == "nothing of it was kept: save it again; see who holds it"
+    assert not reg.gc(dry_run=True, grace=timedelta(0))
+    assert [m.name for m in reg.models()] == ["after"]
 
 
 def test_random_states_are_each_ranks_own_and_a_net_on_meta_is_filled(tmp_path: Path) -> None:

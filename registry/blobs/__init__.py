@@ -134,6 +134,12 @@ class BlobStore(Protocol):
         """Remove a blob that no row refers to and none can begin to."""
         ...
 
+    def keep_folder(self, blobs: Mapping[str, Blob]) -> Path | None:
+        """Move blobs that no row refers to into a folder that can be pushed, and return it; None
+        where the store can't, and they stay.
+        """
+        ...
+
     def open_blob(self, blob: Blob, *, cached: bool = True) -> BlobFile:
         """Open a blob, to be read in a `with` block.
 

@@ -4,6 +4,7 @@
     blobs/ab/cdef….1f2e3d4c       mode 0444, never written after its rename, only unlinked
     records/ab/<id>.json          a checkpoint's whole record, replaced atomically
     quarantine/                   what repair set aside; nothing ever looks there
+    kept/<uuid>/                  what ranks saved and could not commit in time; nor here
     tmp/<uuid>                    being written, locked by the writer; kept-<uuid> is never swept
 
 Law: what has its final name is whole and on the medium. Must not know who refers to a blob.
@@ -17,7 +18,8 @@ import re
 import secrets
 import shlex
 import stat
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
@@ -287,6 +289,31 @@ class LocalStore(Ends):
             pass
         except OSError as error:
             raise translate(error, "remove", path) from error
+
+    def keep_folder(self, blobs: Mapping[str, Blob]) -> Path:
+        """Move blobs that no row refers to into a folder of kept/, and return it.
+
+        Args:
+            blobs: by the names of the files, which are not in folders of their own.
+
+        Raises:
+            NotWritableError, NoSpaceError: it can't be made; those not moved yet stay.
+        """
+        name = str(uuid.uuid4())
+        place = self.root / "kept" / name
+        with folder(self.root) as top, translated("move what was saved to", place):
+            make_folder("kept", top, shared=self.shared)
+            sync_folder(top)
+            with folder(self.root, "kept") as all_kept:
+                make_folder(name, all_kept, shared=self.shared)
+                sync_folder(all_kept)
+            with folder(self.root, "kept", name) as kept:
+                for file, blob in blobs.items():
+                    with folder(self.root, "blobs", blob.folder) as shard:
+                        os.rename(blob.file, file, src_dir_fd=shard, dst_dir_fd=kept)
+                        sync_folder(kept)  # the new name before the old one is gone for good
+                        sync_folder(shard)
+        return place
 
     # --- what lies there ----------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -243,6 +243,9 @@ class ObjectStore(Ends):
             RemoteError, NotWritableError: it can't be removed.
         """
         self._client.delete(_key(blob))
+
+    def keep_folder(self, blobs: Mapping[str, Blob]) -> None:
+        """Keep nothing: nobody could push a folder that is in the bucket."""
 
     # --- what lies there ----------------------------------------------------------------------
 
