@@ -242,7 +242,10 @@ def load(
         )
     ignored: dict[str, str] = {}
     if want.rng and not made.rng and description.rng is not None and "rng" not in left:
-        left["rng"] = "it is another rank's, or the number of processes changed"
+        left["rng"] = (
+            "it is another rank's, or the number of processes changed; "
+            "save(…, rng='each') on every rank keeps each one's"
+        )
     for what, reason in [*((n.what, n.reason) for n in made.ignored), *left.items()]:
         ignored[what] = f"{ignored[what]}; {reason}" if what in ignored else reason
     return LoadResult(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .importing import ImportResult
     from .retention import Policy
-    from .saves import Optimizers, SaveWords, Stateful
+    from .saves import Optimizers, RandomStates, SaveWords, Stateful
 
 
 class Registry(Keeping):
@@ -117,7 +117,7 @@ class Registry(Keeping):
         optimizer: Optimizers | None = None,
         scheduler: Stateful | None = None,
         stateful: Mapping[str, Stateful] | None = None,
-        rng: bool = False,
+        rng: RandomStates = False,
         batch_size: int | None = None,
         extra: Mapping[str, object] | None = None,
         tags: Iterable[str] = (),
@@ -140,7 +140,9 @@ class Registry(Keeping):
             acc: a number (plain, numpy or tensor scalar) on any one scale.
             optimizer: one optimizer, or a mapping of names to optimizers.
             stateful: name -> anything with state_dict() (a GradScaler, a sampler).
-            rng: save the random states of this process too.
+            rng: True saves the random states of the process that writes too (of a sharded net
+                every rank's); "each" those of every rank of a replicated net: then all have to
+                call.
             extra: plain values, arrays and tensors of your own.
             parent: the checkpoint it came from; by default the run's previous one, or the one
                 resumed from.
@@ -168,6 +170,7 @@ class Registry(Keeping):
         )  # fmt: skip
 
         turn = saves.turn(net, facts)
+        states = saves.random_states(net, facts, rng)
 
         def begun() -> Callable[[], Checkpoint]:
             # Checked by the rank that writes: what it refuses is told to the others.
@@ -177,7 +180,7 @@ class Registry(Keeping):
             )  # fmt: skip
             job = saves.Job(
                 net=net, given=given, optimizer=optimizer, scheduler=scheduler,
-                stateful=dict(stateful or {}), rng=rng, extra=dict(extra or {}),
+                stateful=dict(stateful or {}), rng=states, extra=dict(extra or {}),
             )  # fmt: skip
             store, catalog = self._for_writing()
             record = self._lineage.run_of(catalog, given, run)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .pending import PendingSave
     from .registry import Registry
     from .retention import Policy
-    from .saves import Optimizers, RunSaveWords, Stateful
+    from .saves import Optimizers, RandomStates, RunSaveWords, Stateful
 
 
 class Run:
@@ -80,7 +80,7 @@ class Run:
         optimizer: Optimizers | None = None,
         scheduler: Stateful | None = None,
         stateful: Mapping[str, Stateful] | None = None,
-        rng: bool = False,
+        rng: RandomStates = False,
         extra: Mapping[str, object] | None = None,
         tags: Iterable[str] = (),
         aliases: Iterable[str] = (),

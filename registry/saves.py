@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypeAlias, TypedDict
 
 from . import sharded, surroundings
 from .blobs import BlobStore
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .tensors.together import Together
 
     Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+
+RandomStates: TypeAlias = bool | Literal["each"]
+"""Whose random states a save keeps: nobody's, the writer's, or every rank's own."""
 
 FILE_NAME = "checkpoint.pt"
 
@@ -58,7 +61,7 @@ class RunSaveWords(TypedDict, total=False):
     optimizer: Optimizers | None
     scheduler: Stateful | None
     stateful: Mapping[str, Stateful] | None
-    rng: bool
+    rng: RandomStates
     extra: Mapping[str, object] | None
     tags: Iterable[str]
     aliases: Iterable[str]
@@ -78,14 +81,18 @@ class SaveWords(RunSaveWords, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be saved: live objects, and what the caller says of them."""
+    """What is to be saved: live objects, and what the caller says of them.
+
+    Attributes:
+        rng: the random states, under the keys that they have in the file.
+    """
 
     net: torch.nn.Module
     given: Given
     optimizer: Optimizers | None
     scheduler: Stateful | None
     stateful: Mapping[str, Stateful]
-    rng: bool
+    rng: Mapping[str, Any]
     extra: Mapping[str, object]
 
 
@@ -117,6 +124,27 @@ def turn(net: torch.nn.Module, facts: Facts) -> Turn | Together:
     if not wrappers.is_sharded(net):
         return ranks.turn(facts)
     return together.Together(f"save {ranks.named(facts)}", "call save", facts)
+
+
+def random_states(net: torch.nn.Module, facts: Facts, rng: RandomStates) -> dict[str, Any]:
+    """Return the random states to write, under the keys that they have in the file.
+
+    Raises:
+        ValueError: rng is none of what it may be.
+        RemoteError: a rank whose states are to be kept didn't call in time.
+    """
+    if rng not in (False, True, "each"):
+        raise ValueError(f"rng is True, False or 'each' (every rank's own), not {rng!r}")
+    if not rng:
+        return {}
+    from .tensors import hardware, wrappers
+    from .tensors import rng as rng_
+
+    if wrappers.is_sharded(net):
+        return {"rng_states": {str(hardware.rank()): rng_.capture()}}
+    if rng == "each" and (hardware.world_size() or 1) > 1:
+        return {"rng_states": rng_.of_all(facts)}
+    return {"rng": rng_.capture()}
 
 
 def prepare(job: Job, run: RunRecord, turn: Turn | Together, *, snapshot: bool) -> Prepared:

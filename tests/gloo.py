@@ -121,6 +121,78 @@ def unnamed(location: str) -> object:
     return {"saved": saved, "run": run.id, "asked": [run.best().id, run.latest().id]}
 
 
+def drawn() -> list[object]:
+    """Draw from each generator."""
+    import random
+
+    import numpy
+    import torch
+
+    return [random.random(), float(numpy.random.rand()), *torch.rand(2).tolist()]
+
+
+def rng_of_each(location: str) -> object:
+    """Every rank's random states go into the one file of a replicated net, at once and later."""
+    import random
+
+    import numpy
+    import torch
+    import torch.distributed as dist
+    from nets import seeded
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    from registry import Registry
+
+    rank = dist.get_rank()
+    net = DDP(seeded(1))
+    with Registry.open(location) as reg:
+        expected = []
+        for epoch, wait in enumerate([True, False]):
+            for seed in (random.seed, numpy.random.seed, torch.manual_seed):
+                seed(10 * epoch + rank)
+            saving = reg.save(net, model="net", epoch=epoch, rng="each", wait=wait)
+            expected.append(drawn())
+            if not wait:
+                saving.result()
+        found = []
+        for epoch in range(2):
+            result = reg.load(f"net@epoch={epoch}", into=net, rng=True)
+            found.append([drawn(), dict(result.ignored)])
+    return {"expected": expected, "found": found}
+
+
+def rng_loaded(location: str) -> object:
+    """Load what another number of ranks saved."""
+    from nets import seeded
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    from registry import Registry
+
+    with Registry.open(location) as reg:
+        result = reg.load("net@epoch=1", into=DDP(seeded(2)), rng=True)
+        return [drawn(), dict(result.ignored), list(result.plan.warnings)]
+
+
+def rng_without_one(location: str) -> object:
+    """Rank 1 doesn't call."""
+    import torch.distributed as dist
+    from nets import seeded
+
+    from registry import CkregError, Registry
+    from registry.tensors import ranks
+
+    ranks.TIMEOUT_S = 2.0
+    answer = None
+    if dist.get_rank() == 0:
+        with Registry.open(location) as reg:
+            try:
+                reg.save(seeded(1), model="other", epoch=1, rng="each")
+            except CkregError as error:
+                answer = error.to_dict()
+    dist.barrier()
+    return answer
+
+
 def guarded(location: str) -> object:
     """Rank 0 alone saves; then rank 0 alone loads."""
     import torch.distributed as dist

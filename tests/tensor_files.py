@@ -16,6 +16,7 @@ from registry.containers import read as read_container
 from registry.planning import LoadPlan, Wanted, make_plan
 from registry.records import File
 from registry.tensors import applying, building, hardware, observe, writing
+from registry.tensors.rng import capture
 from registry.values import FORMAT, Digest
 
 
@@ -43,7 +44,7 @@ class Loaded:
     contents: Contents
 
 
-def saved(net: nn.Module, *, optimizer: Any = None, **beside: Any) -> bytes:
+def saved(net: nn.Module, *, optimizer: Any = None, rng: bool = False, **beside: Any) -> bytes:
     """Return the file that a save of a net writes."""
     live = observe.observe(net)
     tree = writing.contents(
@@ -58,6 +59,7 @@ def saved(net: nn.Module, *, optimizer: Any = None, **beside: Any) -> bytes:
             "topology": hardware.topology(live).to_dict(),
         },
         optimizers=observe.named_optimizers(optimizer),
+        rng={"rng": capture()} if rng else None,
         **beside,
     )
     return written(tree)

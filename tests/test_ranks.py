@@ -78,3 +78,42 @@ def test_a_rank_whose_writer_died_says_so_in_time(reg: Registry) -> None:
     assert ended[1].answer["code"] == 12
     assert "rank 0" in ended[1].answer["message"]
     assert list(reg.find()) == []
+
+
+def test_each_rank_gets_its_own_random_states_back(reg: Registry) -> None:
+    ended = gloo.run("rng_of_each", reg.location)
+
+    assert [r.code for r in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    for rank in ended:
+        assert [found for found, _ in rank.answer["found"]] == rank.answer["expected"]
+        assert ["rng" in ignored for _, ignored in rank.answer["found"]] == [False, False]
+    first, second = (rank.answer["expected"][1] for rank in ended)
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+    a, b, c = (rank.answer for rank in gloo.run("rng_loaded", reg.location, ranks=3))
+    assert [a[0], b[0]] == [first, second]
+    assert "rank 2 had none: 2 processes saved it" in c[1]["rng"]
+    assert any("the resumed run will differ" in text for text in c[2])
+
+    into = seeded(2)
+    result = reg.load("net@epoch=1", into=into, rng=True)
+    assert gloo.drawn() == first
+    assert "1 process" in result.ignored["rng of rank 1"]
+
+
+def test_a_rank_whose_random_states_are_missed_is_named(reg: Registry) -> None:
+    ended = gloo.run("rng_without_one", reg.location)
+
+    assert ended[0].answer["type"] == "RemoteError", ended[0].stderr
+    assert "rank 1 did not save model='other', epoch=1" in ended[0].answer["message"]
+    assert "on every rank" in ended[0].answer["hint"]
+    assert reg.models() == []
+
+
+def test_alone_each_is_the_only_process_and_nothing_else_is_taken(reg: Registry) -> None:
+    saved = reg.save(seeded(1), model="net", rng="each")
+    expected = gloo.drawn()
+    reg.load(saved, into=seeded(2), rng=True)
+    assert gloo.drawn() == expected
+    with pytest.raises(ValueError, match="'each'"):
+        reg.save(seeded(1), model="net", rng="all")  # type: ignore[call-overload]

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from ..errors import RefusedLoadError
 from . import fsdp1
-from . import rng as rng_
-from .hardware import rank
 from .observe import Live, optimizer_groups
 from .plain import Plainer
 from .spread import Spread, local_of
@@ -78,13 +76,15 @@ def contents(
     optimizers: Mapping[str, Any] | None = None,
     scheduler: Any = None,
     stateful: Mapping[str, Any] | None = None,
-    rng: bool = False,
+    rng: Mapping[str, Any] | None = None,
     extra: Any = None,
 ) -> dict[str, Any]:
     """Return the dict to write: the customary keys, what is present of the others, and the record.
 
     Args:
         record: the file's own record as far as the caller knows it; `facts_of` is laid under it.
+        rng: the random states, under the key that they have in a file: `rng` this process's,
+            `rng_states` those of ranks, by number.
         optimizers: by name; one alone called `optimizer` is written as torch's own state_dict.
         extra: anything with a plain form; None and {} are left out.
 
@@ -114,8 +114,7 @@ def contents(
         "optimizer": states["optimizer"] if alone else states,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "stateful": {name: one.state_dict() for name, one in (stateful or {}).items()},
-        "rng": rng_.capture() if rng and not live.spread else None,
-        "rng_states": {str(rank()): rng_.capture()} if rng and live.spread else None,
+        **(rng or {}),
         "extra": extra,
         "wrapper_state": {name: live.state[key] for name, key in live.wrapper_state.items()},
         "ckreg": {**facts, **record},
