@@ -179,8 +179,8 @@ def lightning(
                 die()
 
     callback = CheckpointCallback(
-        location, "digits-mlp", dataset="digits", run="a", monitor="val_acc", mode="max",
-        **{"acc": "val_acc", **(words or {})},
+        location, "digits-mlp", dataset="digits", run="a",
+        **{"monitor": "val_acc", "mode": "max", "acc": "val_acc", **(words or {})},
     )  # fmt: skip
     trainer = pl.Trainer(
         **{"max_epochs": EPOCHS, **settings}, accelerator="cpu", default_root_dir=folder,
@@ -204,11 +204,65 @@ def lightning_ddp(location: Path, folder: Path, kill_at: int = NEVER) -> None:
 
 def lightning_ddp_refused(location: Path, folder: Path, kill_at: int = NEVER) -> None:
     """Train on two processes, where what rank 0 is to save is refused; both must learn it."""
-    from registry import RemoteError
+    _refused(location, folder, kill_at, words={"acc": "nope"}, strategy="ddp", devices=2)
+
+
+def lightning_ddp_of_another(location: Path, folder: Path, kill_at: int = NEVER) -> None:
+    """Train on two processes, where the run began with other settings; both must learn it."""
+    words = {"config": {"lr": 0.5}}
+    _refused(location, folder, kill_at, words=words, strategy="ddp", devices=2)
+
+
+def lightning_fsdp2(location: Path, folder: Path, kill_at: int = NEVER) -> None:
+    """Train a net that two processes hold in parts."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
+
+    net = lightning_module()
+    net.configure_model = lambda: fully_shard(net.model, mesh=net.device_mesh["data_parallel"])
+    strategy = ModelParallelStrategy(process_group_backend="gloo")
+    lightning(location, folder, kill_at, net=net, strategy=strategy, devices=2)
+
+
+def lightning_fsdp1(location: Path, folder: Path, kill_at: int = NEVER) -> None:
+    """Train under FSDP1, whose state only a call of all ranks gives."""
+    from lightning.pytorch.strategies import FSDPStrategy
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    class OnCpu(FSDPStrategy):  # type: ignore[misc]
+        def _setup_model(self, model: Any) -> Any:
+            return FullyShardedDataParallel(
+                model, use_orig_params=True, device_id=torch.device("cpu")
+            )
+
+    strategy = OnCpu(process_group_backend="gloo")
+    _refused(location, folder, kill_at, strategy=strategy, devices=1)
+
+
+def lightning_deepspeed(location: Path, folder: Path, kill_at: int = NEVER) -> None:
+    """Train under DeepSpeed, as far as it goes without a GPU: its engine holds the net."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    class Engine(DeepSpeedEngine):  # type: ignore[misc]
+        def __init__(self, net: nn.Module) -> None:
+            nn.Module.__init__(self)
+            self.module = net
+
+    class Engined(SingleDeviceStrategy):  # type: ignore[misc]
+        def setup(self, trainer: Any) -> None:
+            super().setup(trainer)
+            self.model = Engine(self.model)
+
+    _refused(location, folder, kill_at, strategy=Engined())
+
+
+def _refused(location: Path, folder: Path, kill_at: int, **words: Any) -> None:
+    from registry import CkregError
 
     try:
-        lightning(location, folder, words={"acc": "nope"}, strategy="ddp", devices=2)
-    except (ValueError, RemoteError) as error:
+        lightning(location, folder, kill_at, **words)
+    except (ValueError, CkregError) as error:
         print(f"REFUSED {type(error).__name__}: {error}", flush=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import digits
 import pytest
 import torch
@@ -97,13 +99,6 @@ def test_it_keeps_the_best_and_the_newest(words, tmp_path):
         assert reg.best("digits-mlp").id == left[1].id
 
 
-def test_a_failed_save_stops_the_training(tmp_path):
-    with Registry.create(tmp_path / "reg"):
-        pass
-    with pytest.raises(ValueError, match="acc='nope' names a metric that isn't there: 'loss'"):
-        digits.lightning(tmp_path / "reg", tmp_path, words={"acc": "nope"})
-
-
 def test_words_are_checked_when_the_callback_is_made(tmp_path):
     from registry.integrations.lightning import CheckpointCallback
 
@@ -143,31 +138,136 @@ def test_a_net_that_it_does_not_hold_is_refused(tmp_path):
             reg.load(last, into=torch.nn.Linear(3, 2))
 
 
-@pytest.mark.ranks
-def test_two_processes_save_one_checkpoint_and_go_on_after_a_kill(tmp_path):
+def test_steps_after_the_last_validation_have_none_of_its_metrics(tmp_path):
     with Registry.create(tmp_path / "reg") as reg:
-        digits.killed("lightning_ddp", tmp_path / "reg", tmp_path, at=2)
+        digits.lightning(tmp_path / "reg", tmp_path, max_epochs=-1, max_steps=15)
+        first, last = reg.find("digits-mlp", sort="version")
+        assert (first.step, set(first.metrics)) == (10, {"acc", "val_acc", "loss"})
+        assert (last.step, set(last.metrics)) == (15, {"loss"})
+        assert reg.best("digits-mlp").id == first.id
+        digits.lightning(tmp_path / "reg", tmp_path, max_epochs=-1, max_steps=18)
+        assert "val_acc" not in reg.get("digits-mlp@v3").metrics  # it resumed, and never validated
+
+
+@pytest.mark.parametrize("word", ["acc", "monitor"])
+def test_a_metric_that_is_not_logged_stops_the_training(word, tmp_path):
+    Registry.create(tmp_path / "reg").close()
+    with pytest.raises(ValueError, match=f"{word}='nope' names a metric that isn't there: 'loss'"):
+        digits.lightning(tmp_path / "reg", tmp_path, words={word: "nope"})
+
+
+def _trainer(tmp_path, callback, epochs):
+    import lightning
+
+    return lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=[callback], logger=False,
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+def test_a_callback_that_trains_twice_saves_twice(tmp_path):
+    from registry.integrations.lightning import CheckpointCallback
+
+    with Registry.create(tmp_path / "reg") as reg:
+        callback = CheckpointCallback(reg, "digits-mlp")
+        for _ in range(2):
+            _trainer(tmp_path, callback, 1).fit(digits.lightning_module(), *digits.loaders())
+        assert [c.step for c in reg.find("digits-mlp")] == [10, 10]
+
+
+def test_the_trainer_finds_the_best(tmp_path):
+    from registry.integrations.lightning import CheckpointCallback
+
+    trained = digits.lightning_module()
+    trained.on_validation_start = lambda: digits.spoil(trained.model, trained.current_epoch == 1)
+    with Registry.create(tmp_path / "reg") as reg:
+        reg.save(digits.network(), model="digits-mlp", metrics={"val_acc": 1})  # another run's
+        callback = CheckpointCallback(reg, "digits-mlp", monitor="val_acc", mode="max")
+        trainer = _trainer(tmp_path, callback, 2)
+        with pytest.raises(ValueError, match="is not configured to save the best model"):
+            trainer.validate(trained, digits.loaders()[1], ckpt_path="best", verbose=False)
+        trainer.fit(trained, *digits.loaders())
+        (measured,) = trainer.validate(dataloaders=digits.loaders()[1], verbose=False)
+        latest, best, _ = reg.find("digits-mlp")
+        assert measured["val_acc"] == best.metrics["val_acc"] > latest.metrics["val_acc"]
+        assert reg.get("digits-mlp") == latest  # to measure saves nothing
+
+
+def test_processes_that_are_spawned_have_the_callback_too(tmp_path):
+    from registry.integrations.lightning import CheckpointCallback
+
+    Registry.create(tmp_path / "reg").close()
+    callback = CheckpointCallback(tmp_path / "reg", "digits-mlp", run="a")
+    assert callback.ckpt_path() is None  # opens the registry
+    again = pickle.loads(pickle.dumps(callback))
+    with Registry.open(tmp_path / "reg") as reg:
+        _trainer(tmp_path, again, 1).fit(digits.lightning_module(), *digits.loaders())
+        callback.ckpt_path()
+        assert pickle.loads(pickle.dumps(callback)).ckpt_path()
+        assert len(list(reg.find("digits-mlp"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "named"), [("lightning_fsdp1", "OnCpu"), ("lightning_deepspeed", "Engined")]
+)
+def test_a_net_in_parts_that_no_rank_can_describe_is_refused_before_it_trains(job, named, tmp_path):
+    if job == "lightning_deepspeed":
+        pytest.importorskip("deepspeed")
+    Registry.create(tmp_path / "reg").close()
+    done = digits.alone(job, tmp_path / "reg", tmp_path, at=0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"REFUSED RefusedLoadError: {named} spreads the net over its ranks" in done.stdout
+    assert "ckreg push FOLDER --model digits-mlp" in done.stdout
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("job", "strategy", "container", "style"),
+    [
+        ("lightning_ddp", "ddp", "torch-zip", "module."),
+        ("lightning_fsdp2", "fsdp2", "lightning-sharded", ""),
+    ],
+)
+def test_two_processes_save_one_checkpoint_and_go_on_after_a_kill(
+    job, strategy, container, style, tmp_path
+):
+    with Registry.create(tmp_path / "reg") as reg:
+        digits.killed(job, tmp_path / "reg", tmp_path, at=2)
         assert [c.epoch for c in reg.find("digits-mlp", sort="version")] == [0, 1]
-        done = digits.alone("lightning_ddp", tmp_path / "reg", tmp_path)
+        done = digits.alone(job, tmp_path / "reg", tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         found = list(reg.find("digits-mlp", sort="version"))
         assert [c.epoch for c in found] == [0, 1, 2, 3]
         for checkpoint in found:
             topology = checkpoint.topology
-            assert (topology.strategy, topology.world_size) == ("ddp", 2)
-            assert (str(checkpoint.key_style), str(checkpoint.file_keys)) == ("module.", "")
+            assert (topology.strategy, topology.world_size) == (strategy, 2)
+            assert (str(checkpoint.key_style), str(checkpoint.file_keys)) == (style, "")
+            assert checkpoint.container == container
             net = digits.lightning_module()
-            reg.load(checkpoint, into=net)
+            optimizer = torch.optim.Adam(net.parameters())
+            reg.load(checkpoint, into=net, optimizer=optimizer)
             assert checkpoint.acc == pytest.approx(digits.accuracy(net.model), abs=1e-6)
+            assert len(optimizer.state) == 6
 
 
 @pytest.mark.ranks
-def test_what_rank_0_refuses_is_told_to_the_others(tmp_path):
-    Registry.create(tmp_path / "reg").close()
-    done = digits.alone("lightning_ddp_refused", tmp_path / "reg", tmp_path)
-    why = "acc='nope' names a metric that isn't there: 'loss', 'val_acc'"
+@pytest.mark.parametrize(
+    ("job", "raised", "why"),
+    [
+        (
+            "lightning_ddp_refused",
+            "ValueError",
+            "acc='nope' names a metric that isn't there: 'loss', 'val_acc'",
+        ),
+        ("lightning_ddp_of_another", "ConflictError", "the run 'a' of 'digits-mlp' was begun"),
+    ],
+)
+def test_what_rank_0_refuses_is_told_to_the_others(job, raised, why, tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        run = reg.run("digits-mlp", dataset="digits", name="a", config={"lr": 0.01})
+        reg.remove(run.save(digits.network(), epoch=0))  # nothing to resume from
+    done = digits.alone(job, tmp_path / "reg", tmp_path)
     refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
-    assert sorted(refused) == [
-        f"REFUSED RemoteError: rank 0 could not save: ValueError: {why}",
-        f"REFUSED ValueError: {why}",
-    ], done.stdout + done.stderr
+    told, raising = sorted(refused, key=lambda line: raised in line.split(":")[0])
+    assert told.startswith(f"REFUSED RemoteError: rank 0 could not save: {raised}: {why}"), told
+    assert raising.startswith(f"REFUSED {raised}: {why}"), done.stdout + done.stderr

@@ -27,8 +27,6 @@ else:
     from lightning.pytorch.callbacks import Checkpoint
 
 if TYPE_CHECKING:
-    import tempfile
-
     from lightning.pytorch import LightningModule, Trainer
 
 
@@ -96,9 +94,12 @@ class CheckpointCallback(Checkpoint):
             raise ValueError(f"every_n_epochs={every_n_epochs} is less than 1")
         self._every_n_epochs = every_n_epochs
         self._weights_only = save_weights_only
-        self._saved_at = 0  # ModelCheckpoint's rule: no step taken, nothing to save
+        self._saved_at = 0
+        self._before: dict[str, Any] = {}
+        self._validated_at: int | None = None
+        self._validations: set[str] = set()
         self._record: dict[str, Any] | None = None
-        self._pulled: tempfile.TemporaryDirectory[str] | None = None
+        self._best: str | None = None
         self.last: Saved | None = None
 
     def ckpt_path(self, ref: Saved | str | None = None) -> str | None:
@@ -115,22 +116,41 @@ class CheckpointCallback(Checkpoint):
             ValueError: no ref is given, and the run has no name.
             DamagedError: the stored bytes are damaged.
         """
-        self._pulled = temporary()
-        found = self._training.resume(ref, Path(self._pulled.name))
-        return None if found is None else os.fspath(found)
+        return self._training.resume(ref)
+
+    @property
+    def best_model_path(self) -> str:
+        """The path of the run's best checkpoint, pulled for who asks; "" if there is none.
+
+        `trainer.test(ckpt_path="best")` asks for it. The file stays until the next is pulled.
+        """
+        return "" if self._best is None else self._training.pull(self._best)
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        """Take no notice: a launcher that spawns sets what its worker had."""
 
     # --- the Trainer's hooks ------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the run, so that what would make a save fail fails now."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        """Begin the run, so that what would make a save fail fails now, on every process."""
+        if trainer.fast_dev_run:
+            return
+
+        def begin() -> None:
+            self._refuse_parts(trainer)
             self._training.begin(settings(dict(pl_module.hparams)))
 
+        on_rank_zero(trainer.global_rank, trainer.strategy.broadcast, begin)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what was pulled to resume from: it has been read."""
-        if self._pulled is not None:
-            self._pulled.cleanup()
-            self._pulled = None
+        """Remove what was pulled to resume from, which has been read; what it holds is saved."""
+        self._saved_at = trainer.global_step
+        self._training.release()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See which metrics are there before validation logs its own."""
+        self._before = dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, where validation comes once, before this; or never."""
@@ -139,6 +159,13 @@ class CheckpointCallback(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, where validation comes several times in an epoch, or not in each."""
+        if not trainer.sanity_checking:
+            self._validated_at = trainer.global_step
+            self._validations = {
+                name
+                for name, value in trainer.callback_metrics.items()
+                if self._before.get(name) is not value
+            }
         if not _saves_after_epoch(trainer):
             self._save(trainer, pl_module)
 
@@ -173,21 +200,39 @@ class CheckpointCallback(Checkpoint):
             stack.callback(lambda: setattr(self, "_record", None))
             path = on_rank_zero(rank, broadcast, begun)  # what is wrong is known before all save
             trainer.save_checkpoint(path, self._weights_only)
-            made = on_rank_zero(rank, broadcast, lambda: self._training.take(Path(path)).to_dict())
+
+            def take() -> tuple[dict[str, Any], str | None]:
+                made, best = self._training.take(Path(path)), self._training.best()
+                return made.to_dict(), None if best is None else best.id
+
+            made, self._best = on_rank_zero(rank, broadcast, take)
         self.last = Saved.from_dict(made)
         self._saved_at = trainer.global_step
 
-    def _record_of(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        from ..tensors import observe, wrappers
+    def _refuse_parts(self, trainer: Trainer) -> None:
+        """Refuse a net whose state only a call of all ranks gives; that of FSDP2 and of tensor
+        parallelism any rank can describe.
+        """
+        from ..tensors.wrappers import DEEPSPEED, FSDP1, is_a, walk
 
-        net = trainer.strategy.model or pl_module
-        if wrappers.is_sharded(net):
+        places = walk(trainer.strategy.model)
+        if any(is_a(p.module, *FSDP1) or is_a(p.module, *DEEPSPEED) for p in places):
             raise RefusedLoadError(
                 f"{type(trainer.strategy).__name__} spreads the net over its ranks, and what the "
                 "Trainer writes of it is not taken in by this callback yet",
-                hint="keep ModelCheckpoint, and take its folders in: ckreg push FOLDER --model "
-                f"{self._training.model}",
+                hint="use ModelParallelStrategy (FSDP2), or keep ModelCheckpoint, and take its "
+                f"folders in: ckreg push FOLDER --model {self._training.model}",
             )
+
+    def _record_of(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        from ..tensors import observe
+
+        net = trainer.strategy.model or pl_module
+        metrics = dict(trainer.callback_metrics)
+        # Training may end between two validations, and what the last one measured is still there
+        measured = self._validated_at == trainer.global_step or not _validates(trainer)
+        if not measured:
+            metrics = {k: v for k, v in metrics.items() if k not in self._validations}
         alone = len(trainer.optimizers) == 1
         optimizers = {
             "optimizer" if alone else f"optimizer_states.{i}": _bare(optimizer)
@@ -198,7 +243,7 @@ class CheckpointCallback(Checkpoint):
             net,
             epoch=trainer.current_epoch,
             step=trainer.global_step,
-            metrics=self._training.finite(trainer.callback_metrics),
+            metrics=self._training.finite(metrics, evaluated=measured),
             file_keys=observe.observe(pl_module).key_style,
             optimizers={} if self._weights_only else optimizers,
             scheduler=schedulers[0] if len(schedulers) == 1 and not self._weights_only else None,
@@ -213,10 +258,12 @@ def _saves_after_epoch(trainer: Trainer) -> bool:
     """
     if trainer.check_val_every_n_epoch != 1:
         return False
+    return not _validates(trainer) or bool(trainer.val_check_interval == 1.0)
+
+
+def _validates(trainer: Trainer) -> bool:
     batches = trainer.num_val_batches
-    if not (sum(batches) if isinstance(batches, list) else batches):
-        return True
-    return bool(trainer.val_check_interval == 1.0)
+    return bool(sum(batches) if isinstance(batches, list) else batches)
 
 
 def _room(trainer: Trainer) -> str | None:

@@ -62,6 +62,7 @@ class Training:
         keep: Policy | None = None,
         tags: Iterable[str] = (),
     ) -> None:
+        self._given_open = isinstance(place, Registry)
         self._registry = place if isinstance(place, Registry) else None
         self._location = None if isinstance(place, Registry) else place
         self._given = drafting.check(
@@ -75,6 +76,12 @@ class Training:
         self._keep = None if keep is None else policy_of(keep, "keep")
         self._run: Run | None = None
         self._resumed: Checkpoint | None = None
+        self._pulled: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs, which opens the registry for itself."""
+        mine = {"_pulled": None, "_run": None}
+        return {**self.__dict__, **mine, **({} if self._given_open else {"_registry": None})}
 
     @property
     def model(self) -> str:
@@ -126,17 +133,40 @@ class Training:
             return self.registry.latest(self.model, dataset=self._given.dataset, run=self._name)
         return None
 
-    def resume(self, ref: Checkpoint | str | None, dest: Path) -> Path | None:
-        """Write the checkpoint to resume from into a folder, and return its path.
+    def resume(self, ref: Checkpoint | str | None) -> str | None:
+        """Return the path of the checkpoint to resume from, pulled into a folder of its own.
 
         Args:
             ref: None means the newest of the run of this name; None comes back if there is none.
+
+        Raises:
+            NotFoundError, AmbiguousError: a ref names none, or several.
+            ValueError: no ref is given, and the run has no name.
+            DamagedError: the stored bytes are damaged.
         """
         found = self.newest() if ref is None else self.registry.get(ref)
         if found is None:
             return None
         self._resumed = found
-        return self.registry.pull(found, dest)
+        return self.pull(found)
+
+    def pull(self, checkpoint: Checkpoint | str) -> str:
+        """Return the path of a checkpoint, which stays until another is pulled, or `release`."""
+        self.release()
+        self._pulled = temporary()
+        return os.fspath(self.registry.pull(checkpoint, self._pulled.name))
+
+    def release(self) -> None:
+        """Remove what was pulled: it has been read."""
+        if self._pulled is not None:
+            self._pulled.cleanup()
+            self._pulled = None
+
+    def best(self) -> Checkpoint | None:
+        """Return the run's best checkpoint, None if none has the metric."""
+        with suppress(NotFoundError):
+            return self.begin().best()
+        return None
 
     def finite(self, metrics: Mapping[str, object], *, evaluated: bool = True) -> dict[str, float]:
         """Return the metrics that are finite numbers, the accuracy under its own name as well.
@@ -144,10 +174,10 @@ class Training:
         What a monitor is when it isn't finite is said: that checkpoint is never best.
 
         Args:
-            evaluated: the metrics are an evaluation's, so the accuracy must be among them.
+            evaluated: the metrics are an evaluation's: the accuracy and the monitor are among them.
 
         Raises:
-            ValueError: it isn't.
+            ValueError: one isn't.
         """
         found: dict[str, float] = {}
         for name, value in metrics.items():
@@ -156,10 +186,14 @@ class Training:
                 found[name] = number
             elif number is not None and self.monitor is not None and name == self.monitor[0]:
                 warn(f"{name} is {number}, and is not recorded: this checkpoint is never best")
+        expected = {"acc": self._acc, "monitor": self.monitor[0] if self.monitor else None}
+        for word, wanted in expected.items():
+            if evaluated and wanted is not None and wanted not in metrics:
+                raise ValueError(
+                    f"{word}={wanted!r} names a metric that isn't there: {_names(found)}"
+                )
         if self._acc in found:
             found["acc"] = found[self._acc]
-        elif self._acc is not None and evaluated and self._acc not in metrics:
-            raise ValueError(f"acc={self._acc!r} names a metric that isn't there: {_names(found)}")
         return found
 
     def record(

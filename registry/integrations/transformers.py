@@ -8,7 +8,6 @@ the Trainer's arguments say.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -21,11 +20,9 @@ from ..exports import RECORD
 from ..records import Checkpoint, Mode
 from ..retention import Policy
 from ..topology import Strategy
-from .training import Place, Training, settings, temporary
+from .training import Place, Training, settings
 
 if TYPE_CHECKING:
-    import tempfile
-
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
@@ -70,7 +67,6 @@ class CheckpointCallback(TrainerCallback):
             registry, model, dataset=dataset, run=run, config=config, batch_size=batch_size,
             acc=acc, keep=keep, tags=tags,
         )  # fmt: skip
-        self._pulled: tempfile.TemporaryDirectory[str] | None = None
         self.last: Checkpoint | None = None
 
     def folder(self, ref: Checkpoint | str | None = None) -> str | None:
@@ -87,9 +83,7 @@ class CheckpointCallback(TrainerCallback):
             ValueError: no ref is given, and the run has no name.
             DamagedError: the stored bytes are damaged.
         """
-        self._pulled = temporary()
-        found = self._training.resume(ref, Path(self._pulled.name))
-        return None if found is None else os.fspath(found)
+        return self._training.resume(ref)
 
     # --- the Trainer's hooks ------------------------------------------------------------------
 
@@ -145,9 +139,7 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove what was pulled to resume from."""
-        if self._pulled is not None:
-            self._pulled.cleanup()
-            self._pulled = None
+        self._training.release()
 
     def _record_of(
         self, folder: Path, args: TrainingArguments, state: TrainerState, live: Mapping[str, Any]

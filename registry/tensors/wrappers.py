@@ -36,6 +36,7 @@ _WRAPPERS: Final = (
 
 FSDP1: Final = ("torch.distributed.fsdp", "FullyShardedDataParallel")
 FSDP2: Final = ("torch.distributed.fsdp", "FSDPModule")
+DEEPSPEED: Final = ("deepspeed.runtime.engine", "DeepSpeedEngine")
 _SHARDED_TENSORS: Final = (
     ("torch.distributed.tensor", "DTensor"),
     ("torch.distributed._shard.sharded_tensor", "ShardedTensor"),
@@ -221,7 +222,7 @@ def refuse_deepspeed(places: Sequence[Place]) -> None:
         RefusedLoadError: one of the modules is its engine.
     """
     for p in places:
-        if is_a(p.module, "deepspeed.runtime.engine", "DeepSpeedEngine"):
+        if is_a(p.module, *DEEPSPEED):
             raise RefusedLoadError(
                 f"the net is DeepSpeed's (strategy 'deepspeed') at {p.raw or 'its root'!r}, which "
                 "keeps its parameters in a way of its own",
