@@ -300,9 +300,15 @@ def transformers(
     *,
     net: Any = None,
     words: Any = None,
+    eval_sets: Any = None,
+    after: Any = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train by transformers' Trainer, which shuffles; go on where the run of this name is."""
+    """Train by transformers' Trainer, which shuffles; go on where the run of this name is.
+
+    Args:
+        after: what to do with the trainer then.
+    """
     import transformers as hf
 
     from registry.integrations.transformers import CheckpointCallback
@@ -327,11 +333,13 @@ def transformers(
     )  # fmt: skip
     net = net or Labelled()
     trainer = hf.Trainer(
-        net, args, train_dataset=Rows(0, 600), eval_dataset=Rows(600, 800),
+        net, args, train_dataset=Rows(0, 600), eval_dataset=eval_sets or Rows(600, 800),
         compute_metrics=lambda p: {"accuracy": (p[0].argmax(1) == p[1]).mean()},
         callbacks=[callback, Killer()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=callback.folder())
+    if after is not None:
+        after(trainer)
     return {
         "net": net.state_dict(), "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.lr_scheduler.state_dict(), "last": callback.last,
@@ -419,6 +427,29 @@ def plain(location: Path, folder: Path, kill_at: int = NEVER) -> dict[str, Any]:
         "net": net.state_dict(), "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }  # fmt: skip
+
+
+def gloo_transformers(location: str, folder: str, kill_at: str) -> object:
+    """Train by transformers' Trainer on two ranks, each of which may be killed."""
+    os.environ["LOCAL_RANK"] = os.environ["RANK"]
+    ended = transformers(
+        Path(location), Path(folder), int(kill_at), per_device_train_batch_size=32,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    return ended["last"].id
+
+
+def gloo_transformers_refused(location: str, folder: str, what: str) -> object:
+    """Train on two ranks what rank 0 refuses, at the beginning or at the first save."""
+    from registry import CkregError
+
+    os.environ["LOCAL_RANK"] = os.environ["RANK"]
+    words = {"acc": "nope"} if what == "acc" else {"config": {"lr": 0.5}}
+    try:
+        transformers(Path(location), Path(folder), words=words)
+    except (ValueError, CkregError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def gloo_accelerate(location: str) -> object:

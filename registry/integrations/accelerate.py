@@ -57,12 +57,9 @@ def save_state(
         models.extend(prepared)
         weights.extend(states)
 
-    def told(value: Any) -> Any:
-        return broadcast_object_list([value])[0]
-
     with ExitStack() as stack:
         rank = accelerator.process_index
-        path = Path(on_rank_zero(rank, told, lambda: stack.enter_context(temporary())))
+        path = Path(on_rank_zero(rank, broadcast, lambda: stack.enter_context(temporary())))
         hook = accelerator.register_save_state_pre_hook(seen)
         stack.callback(hook.remove)
         accelerator.save_state(str(path))
@@ -80,7 +77,7 @@ def save_state(
             (path / RECORD).write_text(json.dumps({"ckreg": record}, indent=2), encoding="utf-8")
             return registry.push(path, run=run, tags=tags).to_dict()
 
-        return Checkpoint.from_dict(on_rank_zero(rank, told, take))
+        return Checkpoint.from_dict(on_rank_zero(rank, broadcast, take))
 
 
 def load_state(
@@ -102,6 +99,11 @@ def load_state(
         path = registry.pull(found, folder)
         accelerator.load_state(str(path), **words)
     return found
+
+
+def broadcast(value: Any) -> Any:
+    """Return rank 0's value; every process calls it."""
+    return broadcast_object_list([value])[0]
 
 
 def _record(

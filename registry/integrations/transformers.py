@@ -20,9 +20,11 @@ from ..exports import RECORD
 from ..records import Checkpoint, Mode
 from ..retention import Policy
 from ..topology import Strategy
-from .training import Place, Training, settings
+from .accelerate import broadcast
+from .training import Place, Training, on_rank_zero, settings
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
@@ -47,7 +49,7 @@ class CheckpointCallback(TrainerCallback):
         ValueError, TypeError: a word breaks its rule; said at once.
 
     Attributes:
-        last: the newest checkpoint that it took in; on the process that does.
+        last: the newest checkpoint that it took in; on every process.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class CheckpointCallback(TrainerCallback):
             registry, model, dataset=dataset, run=run, config=config, batch_size=batch_size,
             acc=acc, keep=keep, tags=tags,
         )  # fmt: skip
+        self._swapped = False
         self.last: Checkpoint | None = None
 
     def folder(self, ref: Checkpoint | str | None = None) -> str | None:
@@ -90,7 +93,15 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin the run, so that what would make a save fail fails now."""
+        """Begin the run, so that what would make a save fail fails now, on every process."""
+        self._swapped = False
+        if _strategy(args, kwargs["model"]) is None:
+            raise RefusedLoadError(
+                "the Trainer spreads the net over its ranks, and what it writes then is not taken "
+                "in by this callback yet",
+                hint=f"leave the callback out, then: ckreg push {args.output_dir}/checkpoint-N "
+                f"--model {self._training.model}",
+            )
         metric = args.metric_for_best_model
         if metric is not None:
             name = metric if metric.startswith("eval_") else f"eval_{metric}"
@@ -99,8 +110,11 @@ class CheckpointCallback(TrainerCallback):
                 better = not metric.endswith("loss")  # transformers' own rule
             mode: Mode = "max" if better else "min"
             self._training.monitor = (name, mode)
-        if state.is_world_process_zero:
+
+        def begin() -> None:
             self._training.begin(settings(_changed(args)))
+
+        on_rank_zero(args.process_index, broadcast, begin)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,29 +122,35 @@ class CheckpointCallback(TrainerCallback):
         """Take in the folder that the Trainer has just written."""
         if args.world_size > 1:
             args.distributed_state.wait_for_everyone()  # each rank writes its own random states
-        if not state.is_world_process_zero:
-            return
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if not folder.is_dir():
-            raise NotFoundError(
-                f"the Trainer saved no {str(folder)!r}: in a hyper-parameter search it saves "
-                "elsewhere, and that is not taken in",
-                hint=f"ckreg import {args.output_dir}",
-            )
-        record = self._record_of(folder, args, state, kwargs)
-        text = json.dumps({"ckreg": record}, indent=2)
-        (folder / RECORD).write_text(text, encoding="utf-8")
-        self.last = self._training.take(folder)
+
+        def take() -> dict[str, Any]:
+            if not folder.is_dir():
+                raise NotFoundError(
+                    f"the Trainer saved no {str(folder)!r}: in a hyper-parameter search it saves "
+                    "elsewhere, and that is not taken in",
+                    hint=f"ckreg import {args.output_dir}",
+                )
+            record = self._record_of(folder, args, state, kwargs)
+            text = json.dumps({"ckreg": record}, indent=2)
+            (folder / RECORD).write_text(text, encoding="utf-8")
+            return self._training.take(folder).to_dict()
+
+        self.last = Checkpoint.from_dict(on_rank_zero(args.process_index, broadcast, take))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the metrics of weights that were saved before they were evaluated.
 
-        The Trainer saves by steps before it evaluates by epochs.
+        The Trainer saves by steps before it evaluates by epochs. What is evaluated after it took
+        the best weights back, at the end of training, is of no weights that were saved last.
         """
+        if self._swapped or not state.is_world_process_zero:
+            return
         if self.last is not None and self.last.step == state.global_step:
-            found = self._training.finite(_metrics(state))
+            # Of several sets some are still to come, and what is named by another prefix never does
+            found = self._training.finite(_metrics(state), evaluated=False)
             new = {name: value for name, value in found.items() if name not in self.last.metrics}
             if new:
                 self.last = self._training.registry.record(self.last, new)
@@ -139,18 +159,12 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove what was pulled to resume from."""
+        self._swapped = args.load_best_model_at_end
         self._training.release()
 
     def _record_of(
         self, folder: Path, args: TrainingArguments, state: TrainerState, live: Mapping[str, Any]
     ) -> dict[str, Any]:
-        strategy = _strategy(args)
-        if strategy is None:
-            raise RefusedLoadError(
-                "the Trainer spreads the net over its ranks, and what it writes then is not taken "
-                "in by this callback yet",
-                hint=f"ckreg push {folder} --model {self._training.model}",
-            )
         # An adapter's folder holds the adapter alone, under names of its own
         adapter = any(folder.glob("adapter_model.*"))
         whole = not (adapter or args.save_only_model)
@@ -166,7 +180,7 @@ class CheckpointCallback(TrainerCallback):
             optimizers={"optimizer": getattr(optimizer, "optimizer", optimizer)} if whole else {},
             scheduler=live["lr_scheduler"] if whole else None,
         )
-        record["topology"]["strategy"] = strategy
+        record["topology"]["strategy"] = _strategy(args, live["model"])
         return record
 
 
@@ -197,10 +211,17 @@ def _metrics(state: TrainerState) -> dict[str, float]:
 _TIMES = ("_runtime", "_per_second", "_preparation_time", "_jit_compilation_time")
 
 
-def _strategy(args: TrainingArguments) -> Strategy | None:
+def _strategy(args: TrainingArguments, net: torch.nn.Module) -> Strategy | None:
     """Return how the Trainer trains, None where ranks hold parts of the net."""
-    if args.fsdp or args.deepspeed:
+    from ..tensors import wrappers
+
+    # `accelerate launch` may say so as well as the arguments
+    by_accelerate = str(args.distributed_state.distributed_type.value)
+    if args.fsdp or args.deepspeed or by_accelerate in _IN_PARTS or wrappers.is_sharded(net):
         return None
     if args.world_size > 1:
         return "ddp"
     return "dp" if args.n_gpu > 1 else "single"
+
+
+_IN_PARTS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
