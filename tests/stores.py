@@ -29,6 +29,10 @@ class Held(ABC):
         """Return the bytes of a file of the store."""
 
     @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove a file of the store."""
+
+    @abstractmethod
     def keys(self, below: str) -> list[str]:
         """Return the names of the store's files below one of its folders."""
 
@@ -64,6 +68,9 @@ class HeldFolder(Held):
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
 
+    def remove(self, key: str) -> None:
+        (self.root / key).unlink()
+
     def keys(self, below: str) -> list[str]:
         found = (self.root / below).rglob("*")
         return sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file())
@@ -95,6 +102,11 @@ class HeldBucket(Held):
         import obstore
 
         return bytes(obstore.get(self._raw, key).bytes())
+
+    def remove(self, key: str) -> None:
+        import obstore
+
+        obstore.delete(self._raw, key)
 
     def keys(self, below: str) -> list[str]:
         import obstore

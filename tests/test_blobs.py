@@ -373,7 +373,6 @@ def test_a_failure_at_any_step_of_a_push_leaves_nothing(
 def test_a_failure_at_any_step_of_a_record_leaves_the_one_before(store: LocalStore) -> None:
     id = "ab" * 16
     for which in range(1000):
-        store.remove_record(id)
         store.put_record(id, "before")
         with pytest.MonkeyPatch.context() as patch:
             made = fail_at(patch, which, lambda: OSError(errno.ENOSPC, "full"))
@@ -664,7 +663,6 @@ def test_a_store_without_permission_is_read_but_not_written(
                     lambda: again.put_record("ab" * 16, "y"),
                     lambda: again.put_record("cd" * 16, "y"),
                     lambda: again.drop(blob),
-                    lambda: again.remove_record("ab" * 16),
                     lambda: again.pull(blob, root / "copy"),
                     lambda: LocalStore.create(root / "below"),
                 ]

@@ -190,10 +190,6 @@ class BlobStore(Protocol):
         """Return a checkpoint's record."""
         ...
 
-    def remove_record(self, id: str) -> None:
-        """Remove a checkpoint's record; one that is gone is no error."""
-        ...
-
     def records(self) -> Iterator[CheckpointId]:
         """Yield the ids of all records."""
         ...

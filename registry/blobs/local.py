@@ -457,21 +457,6 @@ class LocalStore(Ends):
         except NotFoundError:
             return None
 
-    def remove_record(self, id: str) -> None:
-        """Remove a checkpoint's record; one that is gone is no error."""
-        shard, name = _record_name(id)
-        path = self.root / "records" / shard / name
-        try:
-            dir_fd = open_folder(self.root, "records", shard)
-            try:
-                os.unlink(name, dir_fd=dir_fd)
-            finally:
-                os.close(dir_fd)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise translate(error, "remove", path) from error
-
     def records(self) -> Iterator[CheckpointId]:
         """Yield the ids of all records, sorted; files that are no records are passed over."""
         for shard in _names(self.root, "records"):

@@ -363,10 +363,6 @@ class ObjectStore(Ends):
         found = self._client.head(_record_key(id))
         return None if found is None else found.modified_at
 
-    def remove_record(self, id: str) -> None:
-        """Remove a checkpoint's record; one that is gone is no error."""
-        self._client.delete(_record_key(id))
-
     def records(self) -> Iterator[CheckpointId]:
         """Yield the ids of all records, sorted; objects that are no records are passed over."""
         for found in self._client.below("records"):

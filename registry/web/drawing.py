@@ -6,7 +6,7 @@ where it is known, and of very many only so many are drawn, the rest counted. Pu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -144,8 +144,3 @@ def _alike(name: str, many: int) -> tuple[tuple[Box, ...], int]:
 def _make(device: Device) -> str:
     memory = "" if device.memory_bytes is None else size(device.memory_bytes)
     return " · ".join(filter(None, (short_device(device.name), memory)))
-
-
-def ranks_drawn(places: Iterable[Place]) -> bool:
-    """Return whether a drawing says which rank wrote."""
-    return any(box.wrote for place in places for box in place.boxes)
