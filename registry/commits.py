@@ -21,7 +21,7 @@ from .blobs.ranges import build as build_index
 from .catalog import Added, Catalog, Draft
 from .containers import Contents, Description
 from .drafting import Given, Recorded, draft
-from .errors import BusyError, CkregError, warn
+from .errors import BusyError, CkregError, warn, warn_after
 from .postgres import Lost, Unreachable
 from .records import Checkpoint, File, Origin
 from .sqlite import disk_failed
@@ -170,7 +170,7 @@ def commit(
         write_record(store, catalog, changed.id)
     _drop(store, added.unused)
     for text in added.warnings:
-        warn(text)
+        warn_after(text)
     if not added.existing:
         hooks.committed(added.checkpoint, catalog.location)
     return added.checkpoint
@@ -257,7 +257,7 @@ def _drop(store: BlobStore, blobs: Sequence[Blob]) -> None:
         try:
             store.drop(blob)
         except CkregError as error:
-            warn(f"a blob that nothing needs was left in the store: {error.message}")
+            warn_after(f"a blob that nothing needs was left in the store: {error.message}")
 
 
 def write_record(store: BlobStore, catalog: Catalog, id: CheckpointId) -> None:
@@ -276,7 +276,7 @@ def write_record(store: BlobStore, catalog: Catalog, id: CheckpointId) -> None:
             state = latest
             store.put_record(id, state)
     except CkregError as error:
-        warn(
+        warn_after(
             f"the checkpoint {id[:8]} is committed, but its record file could not be written: "
             f"{error.message}"
         )

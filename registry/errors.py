@@ -41,6 +41,16 @@ def warn(text: str) -> None:
     warnings.warn(text, CkregWarning, stacklevel=level)
 
 
+def warn_after(text: str) -> None:
+    """Warn of what went wrong after a commit, which stands: where warnings are errors (`-W error`),
+    it is printed, or what was done would look failed.
+    """
+    try:
+        warn(text)
+    except CkregWarning:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def _is_ours(module: str) -> bool:
     return module == _PACKAGE or module.startswith(f"{_PACKAGE}.")
 

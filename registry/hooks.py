@@ -14,12 +14,12 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
-from .errors import warn
+from .errors import warn_after
 from .records import Checkpoint
 
 GROUP: Final = "ckreg.on_commit"
@@ -31,7 +31,10 @@ COMMAND: Final = "CKREG_ON_COMMIT"
 LIMIT_S: Final = 10.0
 """How long each hook may take; a command is ended then, a function left to itself."""
 
-_inside = threading.local()
+_RUNNING: Final = "CKREG_IN_HOOK"
+"""Set while a hook runs, to the process that runs it: what the hook starts calls no hook."""
+
+_here = threading.local()
 
 
 def committed(checkpoint: Checkpoint, location: str) -> None:
@@ -40,7 +43,10 @@ def committed(checkpoint: Checkpoint, location: str) -> None:
     Args:
         location: the registry; a command finds it in $CKREG_REGISTRY.
     """
-    if getattr(_inside, "hook", False):
+    if getattr(_here, "inside", False) or os.environ.get(_RUNNING, _pid()) != _pid():
+        return
+    if (held := getattr(_here, "held", None)) is not None:
+        held.append((checkpoint, location))
         return
     command = os.environ.get(COMMAND)
     functions = _functions()
@@ -54,13 +60,29 @@ def committed(checkpoint: Checkpoint, location: str) -> None:
         _tell(checkpoint, f"the command of {COMMAND}", partial(_run, command, record, location))
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Run the hooks when the block is left: other ranks learn of a save in it, and don't wait."""
+    if getattr(_here, "held", None) is not None:
+        yield
+        return
+    waiting: list[tuple[Checkpoint, str]] = []
+    _here.held = waiting
+    try:
+        yield
+    finally:
+        _here.held = None
+        for checkpoint, location in waiting:
+            committed(checkpoint, location)
+
+
 def _tell(checkpoint: Checkpoint, what: str, call: Callable[[], str | None]) -> None:
     try:
         wrong = call()
     except Exception as error:  # no thread, no room for its stdin: the save is done all the same
         wrong = f"could not be started: {_named(error)}"
     if wrong is not None:
-        warn(f"{checkpoint.ref} is committed, but {what} {wrong}")
+        warn_after(f"{checkpoint.ref} is committed, but {what} {wrong}")
 
 
 @functools.cache
@@ -70,10 +92,13 @@ def _functions() -> tuple[tuple[str, Callable[[dict[str, Any]], object]], ...]:
 
     found: list[tuple[str, Callable[[dict[str, Any]], object]]] = []
     for point in sorted(entry_points(group=GROUP)):
+        name = f"{point.name!r} ({point.value})"
         try:
-            found.append((f"{point.name!r} ({point.value})", point.load()))
+            found.append((name, point.load()))
         except (Exception, SystemExit) as error:
-            warn(f"the hook {point.name!r} ({point.value}) can't be imported: {_named(error)}")
+            warn_after(
+                f"the hook {point.name!r} ({point.value}) can't be imported: {_named(error)}"
+            )
     return tuple(found)
 
 
@@ -82,7 +107,7 @@ def _call(function: Callable[[dict[str, Any]], object], record: dict[str, Any]) 
     wrong: list[str] = []
 
     def call() -> None:
-        _inside.hook = True
+        _here.inside = True
         try:
             function(json.loads(json.dumps(record)))
         except BaseException as error:  # SystemExit too: no hook ends a training
@@ -90,8 +115,12 @@ def _call(function: Callable[[dict[str, Any]], object], record: dict[str, Any]) 
 
     # In a thread, which can be left behind: a function that hangs must not hang the save.
     thread = threading.Thread(target=call, name="ckreg-hook", daemon=True)
-    thread.start()
-    thread.join(LIMIT_S)
+    os.environ[_RUNNING] = _pid()
+    try:
+        thread.start()
+        thread.join(LIMIT_S)
+    finally:
+        os.environ.pop(_RUNNING, None)
     if thread.is_alive():
         return f"isn't done after {LIMIT_S:g} s; it goes on by itself"
     return wrong[0] if wrong else None
@@ -102,6 +131,7 @@ def _run(command: str, record: dict[str, Any], location: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if name != COMMAND}
     if "://" not in location:  # a server's has its password elsewhere
         environment["CKREG_REGISTRY"] = location
+    environment[_RUNNING] = _pid()
     # Files and not pipes: who doesn't read stdin blocks nobody, and what a command leaves running
     # in the background keeps nobody waiting.
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as said:
@@ -134,6 +164,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)  # its children too
     process.wait()
+
+
+def _pid() -> str:
+    return str(os.getpid())
 
 
 def _named(error: BaseException) -> str:

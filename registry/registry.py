@@ -157,7 +157,7 @@ class Registry(Keeping):
             NotWritableError, NoSpaceError, BusyError: it can't be kept; nothing is left behind.
             RemoteError: another rank, which writes, failed or didn't come.
         """
-        from . import drafting, saves
+        from . import drafting, hooks, saves
 
         if not hasattr(net, "state_dict") or not hasattr(net, "named_parameters"):
             raise TypeError(
@@ -198,7 +198,8 @@ class Registry(Keeping):
             return write
 
         def ended(make: Callable[[], Checkpoint]) -> Checkpoint:
-            checkpoint = turn.write(make) if turn.writes else turn.wait()
+            with hooks.held():
+                checkpoint = turn.write(make) if turn.writes else turn.wait()
             if isinstance(run, Run):
                 run.follow(checkpoint)
                 if turn.commits and run.keep is not None:

@@ -314,6 +314,22 @@ def measured(location: str) -> Any:
         return [saved.version, differing(gathered(net, optimizer), gathered(into, other))]
 
 
+def hooked_ddp(location: str, returned: str, strategy: str = "DDP") -> None:
+    """Save where a hook runs; rank 1 says when its save is over."""
+    from registry import Registry
+
+    with Registry.open(location) as reg:
+        net, _ = trained(strategy, 1)
+        reg.save(net, model="net", epoch=0)
+        if dist.get_rank() == 1:
+            Path(returned).touch()
+
+
+def hooked_fsdp2(location: str, returned: str) -> None:
+    """Do the same with a net that both hold in parts."""
+    hooked_ddp(location, returned, "FSDP2")
+
+
 def rng_of_fewer(location: str) -> Any:
     """Load the random states of more ranks than there are, or of fewer."""
     import warnings

@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 import torch
 
@@ -251,6 +253,55 @@ def test_a_package_that_can_t_be_imported_is_a_warning_once(
     with pytest.warns(CkregWarning, match="can't be imported: ModuleNotFoundError"):
         push(reg, tmp_path)
     push(reg, tmp_path, epoch=2)
+
+
+def test_what_fails_after_the_commit_is_printed_where_warnings_are_errors(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("CKREG_ON_COMMIT", "exit 3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = push(reg, tmp_path)
+    assert made == reg.get("net@v1")
+    assert "warning: net@v1 is committed, but the command of CKREG_ON_COMMIT ended with 3" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_process_that_a_function_starts_tells_nobody(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = tmp_path / "depth"
+    code = (
+        "import pathlib, subprocess, sys\n"
+        "def told(record):\n"
+        f"    depth = pathlib.Path({str(depth)!r})\n"
+        "    deep = len(depth.read_text()) if depth.exists() else 0\n"
+        "    if deep < 3:\n"
+        "        depth.write_text('x' * (deep + 1))\n"
+        f"        words = ['push', {str(tmp_path / 'w.pt')!r}, '--model', 'copy' + str(deep)]\n"
+        f"        words += ['-r', {reg.location!r}]\n"
+        "        subprocess.run([sys.executable, '-m', 'registry', *words], check=True)\n"
+    )
+    install(tmp_path / "site", monkeypatch, code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "site")]))
+    push(reg, tmp_path)
+    assert [m.name for m in reg.models()] == ["copy0", "net"]
+    push(reg, tmp_path, epoch=2)  # and afterwards it is told again
+    assert [m.name for m in reg.models()] == ["copy0", "copy1", "net"]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("job", ["hooked_ddp", "hooked_fsdp2"])
+def test_other_ranks_do_not_wait_for_a_hook(job: str, tmp_path: Path) -> None:
+    Registry.create(tmp_path / "reg").close()
+    returned = tmp_path / "returned"
+    command = f"for i in $(seq 80); do test -e {returned} && exit 0; sleep 0.1; done; exit 7"
+    ended = gloo.run(
+        f"strategies:{job}", str(tmp_path / "reg"), str(returned), env={"CKREG_ON_COMMIT": command}
+    )
+    assert [one.code for one in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert "ended with 7" not in ended[0].stderr
 
 
 def test_the_answer_of_a_command_stays_the_ref_alone(
