@@ -21,7 +21,7 @@ from .blobs.ranges import build as build_index
 from .catalog import Added, Catalog, Draft
 from .containers import Contents, Description
 from .drafting import Given, Recorded, draft
-from .errors import BusyError, CkregError, warn, warn_after
+from .errors import BusyError, CkregError, warn_after
 from .postgres import Lost, Unreachable
 from .records import Checkpoint, File, Origin
 from .sqlite import disk_failed
@@ -187,7 +187,7 @@ def _added(store: BlobStore, catalog: Catalog, draft: Draft, patience_s: float) 
             if time.monotonic() >= deadline:
                 raise
             if not said:
-                warn(f"the save goes on for up to {patience_s:g} s: {error.message}")
+                warn_after(f"the save goes on for up to {patience_s:g} s: {error.message}")
                 said = True
         time.sleep(_PAUSE_S)
 

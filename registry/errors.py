@@ -42,8 +42,8 @@ def warn(text: str) -> None:
 
 
 def warn_after(text: str) -> None:
-    """Warn of what went wrong after a commit, which stands: where warnings are errors (`-W error`),
-    it is printed, or what was done would look failed.
+    """Warn of what must not end a commit, or hide it: where warnings are errors (`-W error`) it is
+    printed, or what was saved would be dropped, or look failed.
     """
     try:
         warn(text)
