@@ -14,12 +14,12 @@ the database may be the wrong one, nothing goes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from .blobs import Blob, BlobStore, StoredFile
+from .blobs import SHARDS, Blob, BlobStore, Progress, StoredFile, Total
 from .blobs.listing import joined
 from .catalog import Catalog, Removed, Upkeep, portions
 from .commits import write_record
@@ -38,6 +38,8 @@ BATCH: Final = 100
 _AT_ONCE: Final = 1000  # files whose rows are looked up in one transaction
 _MANY: Final = 10
 _PART: Final = 0.1
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,13 @@ def _files(found: Sequence[Blob | StoredFile]) -> list[dict[str, object]]:
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def plan(store: BlobStore, upkeep: Upkeep, grace: timedelta) -> GcPlan:
+def plan(
+    store: BlobStore, upkeep: Upkeep, grace: timedelta, *, progress: Progress | None = None
+) -> GcPlan:
     """Return what may go now.
+
+    Args:
+        progress: told of steps: the store's folders, and the removed checkpoints.
 
     Raises:
         NotFoundError, ConflictError: the store's marker is missing, or another store's.
@@ -116,9 +123,10 @@ def plan(store: BlobStore, upkeep: Upkeep, grace: timedelta) -> GcPlan:
     upkeep.check(store.id)
     _check_database(store, upkeep)
     at = datetime.fromtimestamp(store.clock(), UTC)
-    orphans, young = _orphans(store, upkeep, at - max(grace, LEAST))
     removed = upkeep.removed()
-    old = [one for one in removed if _since(store, one) <= at - grace]
+    steps = Total(len(SHARDS) + len(removed), progress)
+    orphans, young = _orphans(store, upkeep, at - max(grace, LEAST), steps)
+    old = [one for one in _counted(removed, steps) if _since(store, one) <= at - grace]
     return GcPlan(
         grace,
         tuple(old),
@@ -150,7 +158,9 @@ def _check_database(store: BlobStore, upkeep: Upkeep) -> None:
         )
 
 
-def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[Blob], int]:
+def _orphans(
+    store: BlobStore, upkeep: Upkeep, before: datetime, steps: Total
+) -> tuple[list[Blob], int]:
     """Return the files without a row that are older than a time, and how many are younger.
 
     Raises:
@@ -158,7 +168,7 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
     """
     found: list[Blob] = []
     rows = missing = young = 0
-    for files, named in _with_rows(store, upkeep):
+    for files, named in _with_rows(store, upkeep, steps):
         there = {file.name for file in files}
         rows += len(named)
         gone = {b.digest for n, b in named.items() if n not in there and not store.holds(b)}
@@ -181,13 +191,22 @@ def _orphans(store: BlobStore, upkeep: Upkeep, before: datetime) -> tuple[list[B
     return found, young
 
 
+def _counted(items: Iterable[_T], steps: Total) -> Iterator[_T]:
+    """Yield items, and count each as a step once it is done with."""
+    for item in items:
+        yield item
+        shown = steps.next(1)
+        if shown is not None:
+            shown(1, 1)
+
+
 def _with_rows(
-    store: BlobStore, upkeep: Upkeep
+    store: BlobStore, upkeep: Upkeep, steps: Total
 ) -> Iterator[tuple[list[StoredFile], dict[str, Blob]]]:
     """Yield the files of each of the store's folders, and the rows that were there after these were
     listed: what is committed between is no orphan.
     """
-    for part in joined(store.walk(), _AT_ONCE):
+    for part in joined(_counted(store.walk(), steps), _AT_ONCE):
         rows = upkeep.blobs_in([shard for shard, _ in part])
         for (_, files), named in zip(part, rows, strict=True):
             yield files, named
@@ -212,19 +231,30 @@ def _since(store: BlobStore, one: Removed) -> datetime:
 # --- taking ---------------------------------------------------------------------------------------
 
 
-def collect(store: BlobStore, catalog: Catalog, upkeep: Upkeep, plan: GcPlan) -> GcPlan:
+def collect(
+    store: BlobStore,
+    catalog: Catalog,
+    upkeep: Upkeep,
+    plan: GcPlan,
+    *,
+    progress: Progress | None = None,
+) -> GcPlan:
     """Take what a plan names, as far as it may still go, and return what went.
+
+    Args:
+        progress: told of steps: the checkpoints, and the files.
 
     Raises:
         NotFoundError, ConflictError: the store's marker is missing, or another store's.
         NotWritableError: a file can't be removed; its row is gone, and a later gc takes it.
     """
     upkeep.adopt(store.id)
+    steps = Total(len(plan.checkpoints) + len(plan.blobs) + len(plan.orphans), progress)
     retired: list[Removed] = []
     for some in portions(plan.checkpoints, BATCH):
         store.check_marker()
         gone = upkeep.retire(some)
-        for one in gone:
+        for one in _counted(gone, steps):
             write_record(store, catalog, one.id)
         retired += gone
     forgotten: list[Blob] = []
@@ -232,13 +262,13 @@ def collect(store: BlobStore, catalog: Catalog, upkeep: Upkeep, plan: GcPlan) ->
         store.check_marker()
         # Row first, committed, then the file: the other way round a crash would leave a row
         # without bytes. Nobody can take the name up again: it was random, and given once.
-        for blob in upkeep.forget([blob.digest for blob in part]):
+        for blob in _counted(upkeep.forget([blob.digest for blob in part]), steps):
             store.drop(blob)
             forgotten.append(blob)
     orphans: list[Blob] = []
     for part in portions(plan.orphans, BATCH):
         store.check_marker()
-        orphans += upkeep.drop_orphans(part, store.drop)
+        orphans += _counted(upkeep.drop_orphans(part, store.drop), steps)
     store.sweep()
     return replace(
         plan,

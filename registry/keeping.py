@@ -64,7 +64,11 @@ class Keeping(Marking):
 
     @classmethod
     def rebuild(
-        cls, location_: str | os.PathLike[str] | None = None, *, replace: bool = False
+        cls,
+        location_: str | os.PathLike[str] | None = None,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
     ) -> Rebuilt:
         """Make a database of the records alone, beside the one in use: registry.db.rebuilt.
 
@@ -73,6 +77,7 @@ class Keeping(Marking):
 
         Args:
             replace: put it in the place of the one in use, which is kept beside it.
+            progress: called with records done and records in all.
 
         Raises:
             ConflictError: one was made before; or the database in use has more than the records.
@@ -88,7 +93,9 @@ class Keeping(Marking):
             )
         store, elsewhere = places.rebuilt_from(place.folder)
         database = Database(place.folder / location.DATABASE)
-        done = repairing.rebuild(store, database, replace=replace, elsewhere=elsewhere)
+        done = repairing.rebuild(
+            store, database, replace=replace, elsewhere=elsewhere, progress=progress
+        )
         if replace:
             places.point(place.folder, Catalog(database))
         return done
@@ -99,6 +106,7 @@ class Keeping(Marking):
         dry_run: bool = False,
         grace: timedelta | str = "14d",
         plan: GcPlan | None = None,
+        progress: Progress | None = None,
     ) -> GcPlan:
         """Take the bytes that nothing needs any more: those of checkpoints removed long ago, files
         that a crash left without a row, temporary files of killed writers.
@@ -110,6 +118,7 @@ class Keeping(Marking):
             grace: how long after its removal a checkpoint keeps its bytes, and how long a file
                 without a row stays (an hour at least): "14d", "36h", "0". Time is the store's.
             plan: what a dry run returned: take that, as far as it may still go, and nothing else.
+            progress: called with steps done and steps in all, first of the plan, then of the work.
 
         Raises:
             NotFoundError, ConflictError: the store's marker is missing, or another store's.
@@ -122,11 +131,11 @@ class Keeping(Marking):
         span = duration(grace)
         store, catalog = self._parts()
         upkeep = self._upkeep()
-        found = collecting.plan(store, upkeep, span) if plan is None else plan
+        found = collecting.plan(store, upkeep, span, progress=progress) if plan is None else plan
         if dry_run:
             return found
         self._for_writing()  # not before: it sweeps what the plan counts
-        return collecting.collect(store, catalog, upkeep, found)
+        return collecting.collect(store, catalog, upkeep, found, progress=progress)
 
     def prune(
         self,

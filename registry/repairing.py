@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .blobs import Blob, BlobStore, Progress
+from .blobs import Blob, BlobStore, Progress, Total
 from .catalog import Catalog, Upkeep, Whole, parse_whole, portions
 from .commits import write_record
 from .errors import CkregError, ConflictError, DamagedError, NotFoundError
@@ -191,13 +191,19 @@ class Rebuilt:
 
 
 def rebuild(
-    store: BlobStore, database: Database, *, replace: bool, elsewhere: str | None = None
+    store: BlobStore,
+    database: Database,
+    *,
+    replace: bool,
+    elsewhere: str | None = None,
+    progress: Progress | None = None,
 ) -> Rebuilt:
     """Make a database of the records, beside the one in use, and see that it holds together.
 
     Args:
         replace: put it in the place of the one in use, which is kept.
         elsewhere: where the store is, if not beside the database.
+        progress: told of records: each is read, made rows of, compared, and to replace read again.
 
     Raises:
         NotFoundError: there are no records.
@@ -209,7 +215,10 @@ def rebuild(
     path = database.path.with_name(REBUILT)
     if path.exists():
         raise ConflictError(f"{str(path)!r} is there already", hint=f"look at it, then: rm {path}")
-    texts, unusable, found = _records(store)
+    ids = list(store.records())
+    rounds = 4 if replace else 3
+    passes = Total(rounds * len(ids), _once_for(rounds, progress))
+    texts, unusable, found = _records(store, ids, passes.next(len(ids)))
     if not texts and not unusable:
         here, at = shlex.quote(str(path.parent)), shlex.quote(str(elsewhere))
         raise NotFoundError(
@@ -227,15 +236,20 @@ def rebuild(
     upkeep.adopt(store.id)
     if elsewhere is not None:
         Catalog(fresh).set_setting(BLOBS, elsewhere)
+    shown, made = passes.next(len(ids)), 0
     for part in portions(found, _BATCH):
         upkeep.put_back(part)
+        made += len(part)
+        if shown is not None:
+            shown(made, len(ids))
     upkeep.put_moves(found, models=True)
-    remarks = _checked(upkeep, found)
+    remarks = _checked(upkeep, found, passes.next(len(ids)))
     kept = None
     if replace:
 
         def unchanged() -> None:
-            if _records(store)[0] != texts:
+            again = list(store.records())
+            if _records(store, again, passes.next(len(ids)))[0] != texts:
                 raise ConflictError(
                     "checkpoints were made or changed meanwhile", hint=f"rm {path}, and again"
                 )
@@ -254,24 +268,35 @@ def rebuild(
     )
 
 
-def _records(store: BlobStore) -> tuple[dict[str, Digest], list[CheckpointId], list[Whole]]:
+def _once_for(rounds: int, progress: Progress | None) -> Progress | None:
+    """Return what counts a record when so many things were done for one, whichever they are."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(done // rounds, total // rounds)
+
+
+def _records(
+    store: BlobStore, ids: Sequence[CheckpointId], progress: Progress | None
+) -> tuple[dict[str, Digest], list[CheckpointId], list[Whole]]:
     """Return the seals of all records, the ids of those that are no use, and the others."""
     seals: dict[str, Digest] = {}
     unusable: list[CheckpointId] = []
     found: list[Whole] = []
-    for id in store.records():
+    for seen, id in enumerate(ids, 1):
         whole = _proved(store, id)
         if whole is None:
             unusable.append(id)
         else:
             seals[id] = whole.plain["seal"]
             found.append(whole)
+        if progress is not None:
+            progress(seen, len(ids))
     # As they came, so that of equals in a list the order stays
     found.sort(key=lambda w: (w.checkpoint.created_at, w.checkpoint.model, w.checkpoint.version))
     return seals, unusable, found
 
 
-def _checked(upkeep: Upkeep, found: Sequence[Whole]) -> tuple[str, ...]:
+def _checked(upkeep: Upkeep, found: Sequence[Whole], progress: Progress | None) -> tuple[str, ...]:
     """See that each checkpoint reads back as its record has it; return what is lost.
 
     Raises:
@@ -287,6 +312,8 @@ def _checked(upkeep: Upkeep, found: Sequence[Whole]) -> tuple[str, ...]:
             if one.record is None or one.record["checkpoint"] != whole.plain["checkpoint"]:
                 wrong.append(f"{one.ref} reads back as another checkpoint")
         after = page[-1].pk
+        if progress is not None:
+            progress(len(found) - len(expected), len(found))
     wrong += [f"{whole.checkpoint.ref} is not in it" for whole in expected.values()]
     if wrong:
         raise DamagedError(

@@ -19,8 +19,9 @@ from backends import blobs_at, records_at
 from conftest import left_behind
 from drafts import by_hand
 from nets import equal, seeded
+from ttys import counted
 
-from registry import ConflictError, DamagedError, NotFoundError, Registry
+from registry import ConflictError, DamagedError, NotFoundError, Registry, cli
 from registry.blobs.local import LocalStore
 from registry.catalog import Catalog, Upkeep
 from registry.collecting import GRACE, collect
@@ -221,6 +222,25 @@ def test_a_dry_run_takes_nothing_and_names_what_the_real_run_takes(
     done = reg.gc(plan=plan)
     assert {**done.to_dict(), "done": False} == plan.to_dict()
     assert left_behind(reg) == []
+
+
+def test_gc_says_how_far_it_is(
+    reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reg.remove(reg.push(file_of(tmp_path, 1)))
+    reg.remove(reg.push(file_of(tmp_path, 2)))
+    age(orphan(reg), days=15)
+    said: list[tuple[int, int]] = []
+    plan = reg.gc(dry_run=True, grace="0", progress=lambda *far: said.append(far))
+    assert said == [(n, 258) for n in range(1, 259)]  # 256 folders, and two that were removed
+    said.clear()
+    reg.gc(plan=plan, progress=lambda *far: said.append(far))
+    assert said == [(n, 7) for n in range(1, 8)]  # with a file and its index each, and the orphan
+
+    reg.remove(reg.push(file_of(tmp_path, 3)))
+    units = counted(monkeypatch)
+    assert cli.run(["gc", "--grace", "0", "--yes", "-r", reg.location]) == 0
+    assert units == [("step", 257), ("step", 3)]
 
 
 def test_a_plan_takes_nothing_that_is_needed_again(

@@ -20,6 +20,7 @@ from test_verifying import (
     snapshot,
     template,
 )
+from ttys import counted
 
 from registry import ConflictError, Registry
 from registry.cli import run
@@ -176,6 +177,17 @@ def test_a_rebuild_leaves_the_database_in_use_alone_unless_it_is_told_to(full: R
 
 
 @pytest.mark.sqlite_only("of a server's database its own backup is the way back")
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_rebuild_says_how_far_it_is(full: Registry, replace: bool) -> None:
+    said: list[tuple[int, int]] = []
+    Registry.rebuild(full.location, replace=replace, progress=lambda *far: said.append(far))
+    assert {total for _, total in said} == {5}
+    assert said == sorted(said)
+    assert {0, 1, 3, 5} <= {done for done, _ in said}
+    assert said.index((5, 5)) == len(said) - 1  # and not before it is done
+
+
+@pytest.mark.sqlite_only("of a server's database its own backup is the way back")
 def test_the_replaced_database_is_kept(full: Registry) -> None:
     before = file_of_database(full).read_bytes()
     data = bytearray(before)
@@ -218,10 +230,14 @@ def test_repair_asks_and_with_yes_mends(full: Registry, capsys: pytest.CaptureFi
 
 
 @pytest.mark.sqlite_only("of a server's database its own backup is the way back")
-def test_the_command_rebuilds(full: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_rebuilds(
+    full: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     at = ["-r", full.location]
     assert run(["verify", "saved@v1", "--rebuild", *at]) == 2
     file_of_database(full).unlink()
+    units = counted(monkeypatch)
     assert run(["verify", "--rebuild", "--yes", *at], terminal=True) == 0
+    assert units == [("record", 5)]
     assert "5 checkpoints · in use" in capsys.readouterr().out
     assert run(["verify", *at]) == 0

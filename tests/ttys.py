@@ -11,6 +11,11 @@ import sys
 import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import terminal
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +46,19 @@ def on_terminal(
     finally:
         os.close(ours)
     return process.wait(timeout=60), said.decode().replace("\r\n", "\n")
+
+
+def counted(patch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
+    """Return where each piece of work that shows its progress adds its unit and its total, once it
+    has been shown as done.
+    """
+    found: list[tuple[str | None, int]] = []
+    leave = terminal.Progress.__exit__
+
+    def left(bar: terminal.Progress, *error: Any) -> None:
+        if bar._done == bar._total:
+            found.append((bar._unit, bar._total))
+        leave(bar, *error)
+
+    patch.setattr(terminal.Progress, "__exit__", left)
+    return found

@@ -203,8 +203,8 @@ def _rebuild(session: Session, *, yes: bool) -> None:
         "put a database made of the records alone in the place of the one in use, which is kept?"
     )
     replace = session.confirm(question, yes=yes)
-    with session.out.progress("rebuild"):
-        done = Registry.rebuild(session.location, replace=replace)
+    with session.out.progress("rebuild", "record") as progress:
+        done = Registry.rebuild(session.location, replace=replace, progress=progress)
     session.out.page(pages.rebuilt(done), done.to_dict())
 
 
@@ -228,8 +228,8 @@ def gc(session: Session, *, grace: str, dry_run: bool, yes: bool) -> None:
     """
     out = session.out
     with session.open() as reg:
-        with out.progress(f"gc {reg.location}"):
-            plan = reg.gc(dry_run=True, grace=grace)
+        with out.progress(f"gc {reg.location}", "step") as progress:
+            plan = reg.gc(dry_run=True, grace=grace, progress=progress)
         if dry_run or not plan:
             out.page(pages.collection(plan), plan.to_dict())
             return
@@ -238,7 +238,7 @@ def gc(session: Session, *, grace: str, dry_run: bool, yes: bool) -> None:
         question = f"free {size(plan.size_bytes)} of {reg.location} for good?"
         if not session.confirm(question, yes=yes):
             raise click.Abort
-        with out.progress(f"gc {reg.location}"):
-            done = reg.gc(plan=plan)
+        with out.progress(f"gc {reg.location}", "step") as progress:
+            done = reg.gc(plan=plan, progress=progress)
         out.page(pages.collection(done), done.to_dict())
         out.registry(reg.location)
