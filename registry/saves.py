@@ -205,7 +205,8 @@ def write(
         return sharded.write(store, catalog, prepared.together, tree, prepared.tags, given)
     with store.stage(expect_bytes=writing.size_bytes(tree)) as staged:
         writing.write(tree, staged, tags=prepared.tags)
-        part = Part(FILE_NAME, staged.finish(), staged.source(), staged)
+        digest, source = staged.finish(), staged.source()
+        part = Part(FILE_NAME, digest, source, staged, probe=source.probe())
         contents = read_container(part.stored, given.model or FILE_NAME)
         description = describe(contents, part.stored)
         return commit(

@@ -137,16 +137,21 @@ def _commit(
     from .tensors import distcp
 
     with ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(_opened(store, blob, index))
+            for name, (blob, index) in blobs.items()
+        }
         parts = [
             Part(
-                name, blob.digest, stack.enter_context(_opened(store, blob, index)),
-                blob=blob, index=index, ours=True,
+                name, blob.digest, opened[name], blob=blob, index=index, ours=True,
+                probe=None if opened[name].lies_elsewhere else opened[name].probe(),
             )
             for name, (blob, index) in blobs.items()
         ]  # fmt: skip
         staged = stack.enter_context(store.stage())
         staged.write(distcp.index(leaves, streams))
-        parts.insert(0, Part(distcp.METADATA, staged.finish(), staged.source(), staged))
+        digest, source = staged.finish(), staged.source()
+        parts.insert(0, Part(distcp.METADATA, digest, source, staged, probe=source.probe()))
         files = {part.name: part.stored for part in parts}
         contents = read_folder(files, given.model or "the save")
         description = describe(contents, files)

@@ -156,6 +156,17 @@ def test_bytes_that_were_pushed_before_are_present(reg: Registry, tree: Path) ->
     assert there.checkpoint == ckpt
 
 
+def test_a_saved_checkpoint_that_was_pulled_is_present(reg: Registry, tmp_path: Path) -> None:
+    ckpt = reg.save(nn.Linear(2, 2), model="net", epoch=4, acc=0.5)
+    (tmp_path / "t").mkdir()
+    reg.pull(ckpt, tmp_path / "t" / "best.pt")
+    (dry,) = reg.import_(tmp_path / "t", dry_run=True).files
+    (there,) = reg.import_(tmp_path / "t").files
+    assert (dry.outcome, there.outcome) == ("present", "present")
+    assert there.checkpoint == ckpt
+    assert reg.count("net") == 1
+
+
 def test_another_model_or_dataset_is_another_checkpoint_of_the_same_bytes(
     reg: Registry, tree: Path
 ) -> None:
