@@ -49,6 +49,15 @@ EXIT_CODES: Final = {
 }
 """What ckreg exits with; scripts branch on these, so that a code never changes its meaning."""
 
+_MEANT: Final = {
+    "add": "push", "save": "push", "upload": "push", "log": "push",
+    "get": "pull", "download": "pull", "load": "pull", "checkout": "pull",
+    "del": "rm", "delete": "rm", "remove": "rm", "undelete": "restore", "clean": "prune",
+    "ls": "list", "find": "list", "search": "list", "cat": "show", "inspect": "show",
+    "check": "verify", "fsck": "verify", "upgrade": "migrate", "status": "info", "serve": "ui",
+}  # fmt: skip
+"""What other tools call a command: letters alone would suggest `models` for `delete`."""
+
 _INTERRUPTED: Final = 130
 _TERMINATED: Final = 143
 _BROKEN_PIPE: Final = 141  # as a program that SIGPIPE ended: nobody reads on, nothing is wrong
@@ -72,7 +81,8 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+            near = [_MEANT[name]] if name in _MEANT else []
+            near = near or difflib.get_close_matches(name, COMMANDS, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -128,10 +138,11 @@ def run(args: Sequence[str], *, terminal: bool | None = None) -> int:
         terminal: print as to a terminal, or as to a pipe; None looks at stdout.
     """
     as_json = "--json" in args
+    group: click.Context | None = None
     with _warnings(as_json):
         try:
-            with ckreg.make_context("ckreg", [*args], obj=Session(terminal=terminal)) as context:
-                ckreg.invoke(context)
+            with ckreg.make_context("ckreg", [*args], obj=Session(terminal=terminal)) as group:
+                ckreg.invoke(group)
             sys.stdout.flush()
         except click.exceptions.Exit as leave:
             return leave.exit_code
@@ -140,7 +151,7 @@ def run(args: Sequence[str], *, terminal: bool | None = None) -> int:
             return _interrupted() if isinstance(error.__context__, KeyboardInterrupt) else 1
         except click.UsageError as error:
             message = error.format_message().rstrip(".")
-            where = error.ctx.command_path if error.ctx is not None else "ckreg"
+            where = error.ctx.command_path if error.ctx is not None else _called(group)
             return _fail("UsageError", 2, _lower(message), f"see: {where} -h", as_json)
         except click.ClickException as error:
             return _fail("UsageError", 2, _lower(error.format_message()), None, as_json)
@@ -161,6 +172,13 @@ def run(args: Sequence[str], *, terminal: bool | None = None) -> int:
         except KeyboardInterrupt:
             return _interrupted()
     return 0
+
+
+def _called(group: click.Context | None) -> str:
+    """Return the command that was called: click's error of an option without its value (`prune
+    --keep-best`) doesn't say (8.4)."""
+    name = None if group is None else group.invoked_subcommand
+    return "ckreg" if name is None else f"ckreg {name}"
 
 
 def _interrupted() -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 FILE = click.Path(path_type=Path)
+_REF: Final = re.compile(r"[^@]+@(v[0-9]+|best|latest|epoch=[0-9]+)")
 
 
 @click.command()
@@ -73,6 +75,8 @@ def push(
     move: bool,
 ) -> None:
     """Record a checkpoint; what isn't said is read from it.
+
+    Of one file or folder; many below a folder at once: ckreg import DIR.
 
     \b
     Example:
@@ -203,6 +207,12 @@ def pull(
     """
     if dest is not None and output not in (None, dest):
         raise click.UsageError(f"two places are named: {str(dest)!r} and {str(output)!r}")
+    if output is None and dest is not None and _REF.fullmatch(str(dest)):
+        raise click.UsageError(
+            f"{str(dest)!r} reads as a ref, and one is pulled at a time; several into a folder: "
+            f"printf '%s\\n' {shlex.quote(ref)} {dest} | ckreg pull - DIR; to a file of that name: "
+            f"-o {dest}"
+        )
     dest = dest if dest is not None else output
     out = session.out
 
