@@ -55,7 +55,15 @@ class DatabaseUrl:
 
 
 def is_url(text: str) -> bool:
-    """Say whether a location is a URL, not a folder."""
+    """Say whether a location is a URL, not a folder.
+
+    Raises:
+        ValueError: it begins as one and lacks a slash: it would become a folder called `s3:`.
+    """
+    if half := re.match(r"(s3|gs|az|postgres(?:ql)?(?:\+psycopg)?):(?!//)", text):
+        raise ValueError(
+            f"a {half[1]} URL begins with {half[1]}://: {half[0]} alone would be a folder"
+        )
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 

@@ -447,3 +447,17 @@ def test_a_working_folder_that_may_not_be_seen_leads_to_the_default(
     monkeypatch.chdir(closed / "below")
     with as_nobody():
         assert location.find().default
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"), [("postgresql:/db.lab/ckreg", "postgresql://"), ("s3:bucket", "s3://")]
+)
+def test_a_url_that_lacks_a_slash_becomes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"begins with {meant}"):
+        Registry.create(named)
+    with pytest.raises(ValueError, match="begins with gs://"):
+        Registry.create("reg", blobs="gs:/bucket/ckreg")
+    assert list(tmp_path.iterdir()) == []
