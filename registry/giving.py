@@ -70,7 +70,8 @@ class Giving(Asking):
             weights: which, when the file holds live and averaged (ema) ones.
             cast: "widen" lets dtypes grow, "narrow" lets them shrink while finite values stay
                 finite.
-            allow: globs over canonical keys that may be missing, unexpected or of another shape.
+            allow: globs over canonical keys that may be missing, unexpected or of another shape:
+                what `strict=False` lets pass unnamed.
             trust: exact classes whose objects come back in `.extra`, scheduler and stateful; their
                 code runs. Functions are never called, and nothing is trusted unnamed; weights need
                 no trust. What stays in the file for lack of it is in `.ignored`.

@@ -125,6 +125,11 @@ class Objects:
             )
         if self.net is not None and not hasattr(self.net, "load_state_dict"):
             raise TypeError(f"into= takes a torch.nn.Module, not {type(self.net).__name__}")
+        for name, one in {"scheduler": self.scheduler, **self.stateful}.items():
+            if one is not None and not hasattr(one, "load_state_dict"):
+                raise TypeError(
+                    f"{name} takes an object with a load_state_dict(), not {type(one).__name__}"
+                )
 
 
 @contextmanager
@@ -142,6 +147,8 @@ def together(net: Any, ref: object, *, broadcast: bool) -> Iterator[Together | N
     from .tensors import wrappers
     from .tensors.together import Together
 
+    if isinstance(net, type):
+        raise TypeError(f"into= takes a torch.nn.Module, not its class: into={net.__name__}(…)")
     if not broadcast and not wrappers.is_sharded(net):
         yield None
         return

@@ -138,6 +138,9 @@ class Registry(Keeping):
             model: the model's name, e.g. "resnet50".
             run: a `Run`, or the name of one to continue; by default one is made per process.
             acc: a number (plain, numpy or tensor scalar) on any one scale.
+            metrics: other numbers by name, e.g. {"val/loss": 0.21}; `monitor` says by which one
+                best is decided.
+            config: what the run was set to, e.g. {"lr": 0.1}; plain values.
             optimizer: one optimizer, or a mapping of names to optimizers.
             stateful: name -> anything with state_dict() (a GradScaler, a sampler).
             rng: True saves the random states of the process that writes too (of a sharded net
@@ -159,6 +162,11 @@ class Registry(Keeping):
         """
         from . import drafting, hooks, saves
 
+        if isinstance(net, type):
+            raise TypeError(
+                f"net must be a torch.nn.Module, not its class: reg.save({net.__name__}(…), "
+                'model="resnet50", …)'
+            )
         if not hasattr(net, "state_dict") or not hasattr(net, "named_parameters"):
             raise TypeError(
                 f"net must be a torch.nn.Module, not {type(net).__name__}: "
@@ -259,6 +267,11 @@ class Registry(Keeping):
         """
         from . import drafting, pushes
 
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"push takes a checkpoint's path, not {type(path).__name__}; a live net: "
+                'reg.save(net, model="resnet50", …)'
+            )
         of = run.record if isinstance(run, Run) else optional_text(run, "run")
         if isinstance(run, Run):
             model = model or run.record.model

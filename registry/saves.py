@@ -95,6 +95,13 @@ class Job:
     rng: Mapping[str, Any]
     extra: Mapping[str, object]
 
+    def __post_init__(self) -> None:
+        for name, one in {"scheduler": self.scheduler, **self.stateful}.items():
+            if one is not None and not hasattr(one, "state_dict"):
+                raise TypeError(
+                    f"{name} takes an object with a state_dict(), not {type(one).__name__}"
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

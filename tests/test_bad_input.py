@@ -183,6 +183,41 @@ def test_a_module_passed_as_model_shows_the_right_call(reg: Registry) -> None:
         reg.save("net", model="net")  # type: ignore[arg-type]
 
 
+def test_a_ref_where_a_name_belongs_shows_the_name_in_it(reg: Registry) -> None:
+    with pytest.raises(ValueError, match=r"reads as a ref, and the name alone is 'a/net'"):
+        reg.best("a/net@best")
+
+
+def test_a_class_or_a_state_dict_for_the_live_object_is_a_type_error(reg: Registry) -> None:
+    net = seeded(1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    reg.save(net, model="net")
+    wrong: Any = type(net)
+    with pytest.raises(TypeError, match=r"not its class: reg\.save\(Net\(…\)"):
+        reg.save(wrong, model="net")
+    with pytest.raises(TypeError, match=r"not its class: into=Net\(…\)"):
+        reg.load("net", into=wrong)
+    wrong = optimizer.state_dict()
+    with pytest.raises(TypeError, match=r"not its state_dict\(\)"):
+        reg.save(net, model="net", optimizer=wrong)
+    wrong = "cosine"
+    with pytest.raises(TypeError, match=r"scheduler takes an object with a state_dict\(\), not"):
+        reg.save(net, model="net", scheduler=wrong)
+    with pytest.raises(TypeError, match=r"scaler takes an object with a load_state_dict\(\), not"):
+        reg.load("net", into=net, stateful={"scaler": wrong})
+    wrong = net.state_dict()
+    with pytest.raises(TypeError, match=r"push takes a checkpoint's path, not OrderedDict"):
+        reg.push(wrong)
+    assert reg.count() == 1
+
+
+def test_a_net_of_another_kind_is_asked_about_before_its_norm_layers(reg: Registry) -> None:
+    reg.save(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), model="net")
+    with pytest.raises(RefusedLoadError) as caught:
+        reg.load("net", into=nn.Conv2d(3, 4, 1))
+    assert str(caught.value.hint).startswith("is it this model's? reg.fits(net)")
+
+
 def test_a_function_inside_extra_is_refused_by_its_path(reg: Registry) -> None:
     with pytest.raises(TypeError, match=r"extra\.args\.fn: a function"):
         reg.save(seeded(1), model="net", extra={"args": {"fn": lambda: None}})

@@ -83,6 +83,8 @@ def refusal(
         hint = f"the net lies one attribute deeper on one side: keys={str(fits[0])!r} says so"
     elif explained:
         hint = _cures(explained)
+        if not difference.matched:  # they explain a layer at most, where the whole net may differ
+            hint = f"{_cure(tensors, difference, left, tried)}; or: {hint}"
     else:
         hint = _cure(tensors, difference, left, tried)
     return RefusedLoadError("\n".join(lines), hint=hint)

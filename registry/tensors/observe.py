@@ -198,7 +198,11 @@ def named_optimizers(optimizer: object) -> dict[str, Any]:
         ):
             raise TypeError(
                 "optimizer takes an optimizer or a dict of names to optimizers, not "
-                f"{name!r}: {class_name(one)}"
+                + (
+                    "its state_dict()"
+                    if "param_groups" in named
+                    else f"{name!r}: {class_name(one)}"
+                )
             )
     return dict(named)
 
