@@ -214,6 +214,7 @@ class Output:
         total: Callable[[], int],
         removed: bool = False,
         sort: str = "-created_at",
+        location: str = "",
     ) -> None:
         """Print a list of checkpoints as they come, and on stderr the total when it was cut.
 
@@ -222,6 +223,7 @@ class Output:
             total: counts all of them; called only when the list was cut.
             removed: show when each was removed.
             sort: what they are sorted by; a metric gets a column of its own.
+            location: the registry that was asked, to be named where it has none.
         """
         printed = 0
 
@@ -245,7 +247,7 @@ class Output:
         if next is not None:
             self.note(f"{printed:,} of {total():,} shown; all of them: --limit 0")
         elif not printed:
-            self.note("no checkpoints")
+            self.note(f"no checkpoints in {location}" if location else "no checkpoints")
 
     def models(self, models: Sequence[Model]) -> None:
         """Print the models with their counts and what best means for each."""

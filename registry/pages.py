@@ -285,7 +285,8 @@ def _amount(found: Sequence[Blob | StoredFile]) -> str | None:
 def _spared(plan: GcPlan) -> str | None:
     if not plan.spared:
         return None
-    return f"{plan.spared:,} removed or without a row for less than the grace of {plan.grace}"
+    days = str(plan.grace).removesuffix(", 0:00:00")
+    return f"{plan.spared:,} removed or without a row for less than the grace of {days}"
 
 
 def _summary(ckpt: Checkpoint) -> str:

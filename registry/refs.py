@@ -76,6 +76,8 @@ def parse(text: str) -> Ref:
     try:
         model = model_name(name)
     except ValueError as error:
+        if tagged := re.fullmatch(r"([^:@]+):(v[0-9]+|best|latest|[A-Za-z][\w.-]*)", text):
+            raise _no_ref(text, f"it is written {tagged[1]}@{tagged[2]}") from None
         raise _no_ref(text, str(error) if name else "the model's name is missing") from None
     if not at_sign:
         return Ref(model=model, at="highest", id=text.lower() if _ID.fullmatch(text) else None)

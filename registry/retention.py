@@ -203,7 +203,7 @@ class Best(Policy):
         if self.mode is None:
             raise ValueError(
                 f"whether more or less of {self.metric!r} is better isn't known (the monitor is "
-                f"{name!r}, {mode}): say mode='max' or mode='min'"
+                f"{name!r}, {mode}): say mode='max' or mode='min' (--mode)"
             )
         assert self.metric is not None
         return self.metric, self.mode

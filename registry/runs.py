@@ -200,7 +200,8 @@ def monitored(metric: object, mode: Mode | None) -> tuple[str, Mode]:
     name = printable(metric, "metric")
     if mode is None and name != "acc":
         raise ValueError(
-            f"whether more or less of {name!r} is better isn't known: say mode='max' or mode='min'"
+            f"whether more or less of {name!r} is better isn't known: say mode='max' or mode='min' "
+            "(--mode)"
         )
     best: Mode = one_of("max" if mode is None else mode, ("max", "min"), "mode")
     return name, best

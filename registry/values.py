@@ -262,9 +262,13 @@ def model_name(value: object) -> str:
         )
     name = unicodedata.normalize("NFC", value)
     if not 1 <= len(name) <= 255 or not all(_SEGMENT.fullmatch(s) for s in name.split("/")):
+        alone, at, _ = name.partition("@")
+        fits = len(name) <= 255 and all(_SEGMENT.fullmatch(s) for s in alone.split("/"))
+        hint = f"; it reads as a ref, and the name alone is {alone!r}" if at and fits else ""
         raise ValueError(
             f"{_short(value)} can't be a model's name: take letters, digits, '.', '_' and '-', "
             "starting with a letter or digit, in segments joined by '/' (255 characters at most)"
+            + hint
         )
     return name
 

@@ -281,7 +281,8 @@ def test_best_and_latest_never_mix_datasets(catalog: Catalog) -> None:
         with pytest.raises(AmbiguousError, match="'a', 'b', no dataset") as caught:
             ask("net")
         assert caught.value.candidates == ("a", "b", "")
-        assert caught.value.hint == f"name one: ckreg {verb} net --dataset a"
+        hint = f"name one: ckreg show net@{verb} --dataset a; in Python: dataset='a'"
+        assert caught.value.hint == hint
         for dataset in ("a", "b", None):
             assert ask("net", dataset=dataset).dataset == dataset
         with pytest.raises(NotFoundError, match="trained on 'c'"):

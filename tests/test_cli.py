@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,7 +178,10 @@ def test_version_is_the_package_s(capsys: Any) -> None:
     ("words", "message", "hint"),
     [
         (["lst"], "no such command 'lst'; did you mean 'list'?", "see: ckreg -h"),
+        (["delete"], "no such command 'delete'; did you mean 'rm'?", "see: ckreg -h"),
+        (["load", "net"], "no such command 'load'; did you mean 'pull'?", "see: ckreg -h"),
         (["list", "--foo"], "no such option", "see: ckreg list -h"),
+        (["pull", "net@best", "net@v1"], "'net@v1' reads as a ref, and one is", "see: ckreg pull"),
         (["show"], "missing argument 'REF'", "see: ckreg show -h"),
         (["push", "x.pt", "--metric", "loss"], "'loss' should read like val/loss=0.21", "push -h"),
         (["push", "x.pt", "--metric", "a=1", "--metric", "a=2"], "'a' is given twice", "push -h"),
@@ -199,6 +203,11 @@ def test_a_wrong_call_is_2_and_says_where_to_look(
     assert message in answer.err
     assert re.search(rf"^hint:  .*{re.escape(hint)}", answer.err, re.M)
     assert answer.out == ""
+
+
+def test_an_option_without_its_value_points_to_its_command(capsys: Any) -> None:
+    assert run(["prune", "net", "--keep-best"]) == 2
+    assert "hint:  see: ckreg prune -h" in capsys.readouterr().err
 
 
 # --- which registry -------------------------------------------------------------------------------
@@ -375,6 +384,21 @@ def test_best_is_the_highest_acc_until_told_otherwise(ask: Ask, file: Any) -> No
     answer = ask("best", "net", "--metric", "loss", "--mode", "min", terminal=True)
     assert answer.lines[0] == "net@v1  best by loss (min): 0.1"
     assert ask("best", "net", terminal=True).lines[0] == "net@v2  best by acc (max): 0.9"
+
+
+@pytest.mark.parametrize("words", ["best net", "show net@best", "show net@latest"])
+def test_the_command_that_names_a_dataset_runs_as_it_is_printed(
+    ask: Ask, file: Any, words: str
+) -> None:
+    for dataset in ("my data", "your data"):
+        ask("push", file(), "--dataset", dataset)
+    answer = ask(*words.split())
+    assert answer.code == 4
+    hint = re.search(
+        r"^hint:  name one: ckreg (.*); in Python: dataset='my data'$", answer.err, re.M
+    )
+    assert hint is not None
+    assert "net@v1" in ask(*shlex.split(hint[1])).out
 
 
 def test_best_across_datasets_is_refused_and_names_them(ask: Ask, file: Any) -> None:
@@ -583,6 +607,82 @@ def test_an_unknown_model_is_answered_with_near_names(ask: Ask, file: Any) -> No
     answer = ask("show", "resnt50@best")
     assert answer.code == 3
     assert "resnet50" in answer.err.split("hint:  ")[1]
+
+
+def test_a_model_without_acc_is_answered_with_the_command_for_its_own_metric(
+    ask: Ask, file: Any
+) -> None:
+    ask(
+        "push",
+        file(acc=None),
+        "--model",
+        "net",
+        "--metric",
+        "val/loss=0.2",
+        "--metric",
+        "val/acc=0.9",
+    )
+    answer = ask("best", "net")
+    assert answer.code == 3
+    assert "ckreg best net --metric val/acc --mode max (or min)" in answer.err
+    assert "ckreg monitor net val/acc --mode max (or min)" in answer.err
+    answer = ask("best", "net", "--metric", "loss")
+    assert (answer.code, "--metric val/loss --mode" in answer.err) == (3, True)
+    answer = ask("best", "net", "--metric", "val/loss")
+    assert (answer.code, "(--mode)" in answer.err) == (2, True)
+
+
+def test_a_monitor_that_no_checkpoint_has_is_set_and_said(ask: Ask, file: Any) -> None:
+    ask("push", file(acc=None), "--model", "net", "--metric", "val/loss=0.2")
+    answer = ask("monitor", "net", "val/los", "--mode", "min")
+    assert answer.code == 0
+    assert "no checkpoint of net has val/los yet (metrics: val/loss)" in answer.err
+    assert "yet" not in ask("monitor", "net", "val/loss", "--mode", "min").err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["show", "net@bset"], "did you mean net@best? or point one"),
+        (["show", "net@prodd"], "did you mean net@prod?"),
+        (["show", "net@epoch7"], "did you mean net@epoch=7?"),
+        (["show", "net@V1"], "did you mean net@v1?"),
+        (["show", "nothing"], "all of them: ckreg models"),
+        (["show", "run-7/best.pt"], "a file is taken in first: ckreg push run-7/best.pt"),
+        (["list", "--sort", "-accc"], "did you mean acc?"),
+        (["list", "net", "--sort", "val/los"], "did you mean val/loss?"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(
+    ask: Ask, file: Any, words: list[str], meant: str
+) -> None:
+    ask("push", file(), "--model", "net", "--metric", "val/loss=0.2", "--alias", "prod")
+    answer = ask(*words)
+    assert answer.code in (2, 3)
+    assert re.search(rf"^hint:  .*{re.escape(meant)}", answer.err, re.M)
+
+
+def test_an_empty_list_names_the_registry_that_was_asked(
+    ask: Ask, reg: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert ask("list").err == f"no checkpoints in {reg.location}\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CKREG_REGISTRY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(["list"]) == 0
+    assert capsys.readouterr().err == (
+        f"no checkpoints in {tmp_path / 'home' / '.ckreg'}, which isn't there yet\n"
+    )
+
+
+def test_a_folder_of_many_is_pointed_to_import(ask: Ask, file: Any, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all2").mkdir()
+    for place in ("all/a.pt", "all/b.pt"):
+        shutil.move(file(), tmp_path / place)
+    assert f"ckreg import {tmp_path / 'all'} --dry-run" in ask("push", str(tmp_path / "all")).err
+    shutil.move(tmp_path / "all", tmp_path / "all2" / "below")
+    assert f"ckreg import {tmp_path / 'all2'} --dry-run" in ask("push", str(tmp_path / "all2")).err
 
 
 def test_a_where_that_cannot_be_read_marks_the_place(ask: Ask) -> None:

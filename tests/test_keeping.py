@@ -78,7 +78,7 @@ def test_gc_shows_a_plan_and_takes_it_when_told_to(
     reg.remove("net@v1")
     assert ask(reg, "gc") == 0
     assert "nothing to free" in (shown := capsys.readouterr().out)
-    assert "1 removed or without a row for less than the grace" in shown
+    assert "1 removed or without a row for less than the grace of 14 days\n" in shown
     assert ask(reg, "gc", "--grace", "0", "--dry-run") == 0
     assert "net@v1" in capsys.readouterr().out
     assert ask(reg, "gc", "--grace", "0") == 2  # no terminal to ask on

@@ -390,6 +390,11 @@ def test_a_word_that_is_no_type_of_device_is_a_bad_call(
         plan(saved(tag="meta"), machine=machine, device=device)
 
 
+def test_gpu_is_answered_with_cuda() -> None:
+    with pytest.raises(ValueError, match="did you mean 'cuda:1'"):
+        plan(saved(), device="gpu:1")
+
+
 @pytest.mark.parametrize("device", ["cpu:0", "npu:3", "hpu", "mps", "xpu:1", "privateuseone:1"])
 def test_a_type_of_device_is_taken_as_said_wherever_it_is(device: str) -> None:
     assert plan(saved(), machine=None, device=device).map_location == device

@@ -52,6 +52,8 @@ def test_each_form_has_its_meaning(text, ref):
         ("resnet50@acc=0.9", "only an epoch can be asked for by '='"),
         ("resnet50@a b", "the alias 'a b' must be a letter followed by"),
         ("resnet50@prod@v2", "the alias 'prod@v2' must be a letter followed by"),
+        ("resnet50:v3", "it is written resnet50@v3"),
+        ("team/net:prod", "it is written team/net@prod"),
         ("res net", "'res net' can't be a model's name"),
         ("-x", "'-x' can't be a model's name"),
         ("a//b", "'a//b' can't be a model's name"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -275,10 +276,13 @@ def _sort(connection: Connection, query: Query, model_pk: int | None) -> _Sort:
     if model_pk is not None:
         known = known.where(models.c.pk == model_pk)
     if connection.scalar(known.limit(1)) is None:
-        has = "" if model_pk is None else f"; metrics: {listed(metric_names(connection, model_pk))}"
+        its = [] if model_pk is None else metric_names(connection, model_pk)
+        has = "" if model_pk is None else f"; metrics: {listed(its)}"
+        near = get_close_matches(name, [*COLUMNS, *its], 1)
+        hint = f"\nhint: did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"can't sort by {name!r}: it is neither a field nor a metric of these checkpoints "
-            f"(fields: {', '.join(sorted(COLUMNS))}{has})"
+            f"(fields: {', '.join(sorted(COLUMNS))}{has}){hint}"
         )
     return _Sort(metrics.c.value, descending, optional=True, metric=metric)
 

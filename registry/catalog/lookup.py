@@ -6,6 +6,8 @@ asked for by version or id it answers that it was removed, when, and how to brin
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, select
@@ -176,9 +178,14 @@ def no_alias(connection: Connection, model: Row[Any], alias: str) -> NotFoundErr
         .order_by(aliases.c.name)
         .limit(_SHOWN)
     ).all()
+    near = get_close_matches(alias, ["best", "latest", *names], 1)
+    if number := re.fullmatch(r"(epoch|v|V)[-_.]?([0-9]+)", alias):
+        near = [f"epoch={number[2]}" if number[1] == "epoch" else f"v{number[2]}"]
+    hint = f"point one at a checkpoint: ckreg alias {model.name}@best {alias}"
     return NotFoundError(
         f"{model.name!r} has no alias {alias!r} (it has: {listed(names)})",
-        hint=f"point one at a checkpoint: ckreg alias {model.name}@best {alias}",
+        hint=f"did you mean {model.name}@{near[0]}? or {hint}" if near else hint,
+        near=[f"{model.name}@{n}" for n in near],
     )
 
 

@@ -17,6 +17,11 @@ from .scopes import AnyDataset, Dataset, of_dataset, shown
 _LOOKED_AT: Final = 2_000
 """How many names are compared for "did you mean": enough to help, too few to be slow."""
 
+METRICS_SHOWN: Final = 20
+"""How many metrics a message names."""
+
+FILE_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl")
+
 
 def near_names(connection: Connection, text: str) -> list[str]:
     """Return up to three models' names that are close to a text, the closest first."""
@@ -56,6 +61,8 @@ def no_model(connection: Connection, name: str) -> NotFoundError:
     """Return the error that says that no model has a name."""
     near = near_names(connection, name)
     maybe = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    if name.endswith(FILE_SUFFIXES):
+        maybe += f"a file is taken in first: ckreg push {name}; "
     return NotFoundError(
         f"no checkpoint matches model={name!r}", hint=f"{maybe}all of them: ckreg models", near=near
     )
@@ -95,7 +102,7 @@ def run_named(connection: Connection, model: str | None, name: str, dataset: Dat
     return found[0]
 
 
-def metric_names(connection: Connection, model_pk: int, *, limit: int = 20) -> list[str]:
+def metric_names(connection: Connection, model_pk: int, *, limit: int = METRICS_SHOWN) -> list[str]:
     """Return the metrics that a model's checkpoints have, by steps through the index."""
     found: list[str] = []
     name = metrics.c.name

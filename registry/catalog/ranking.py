@@ -6,7 +6,9 @@ never best, a removed one neither, and datasets are never mixed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select, true
@@ -15,7 +17,7 @@ from ..errors import NotFoundError
 from ..records import Checkpoint, Mode
 from ..tables import checkpoints, metrics, runs
 from ..values import CheckpointId
-from .naming import listed, metric_names, the_model
+from .naming import METRICS_SHOWN, listed, metric_names, the_model
 from .rows import fetch
 from .scopes import ANY, Dataset, of_dataset, shown, the_dataset
 
@@ -34,9 +36,12 @@ def best(
     name = metric if metric is not None else str(row.metric)
     if mode is None:
         if name != row.metric:
+            there = metric_names(connection, row.pk)
+            if there and name not in there and len(there) < METRICS_SHOWN:
+                raise _without(connection, row, name, ANY, None)
             raise ValueError(
                 f"whether more or less of {name!r} is better isn't known (the monitor of {model!r} "
-                f"is {row.metric!r}, {row.mode}): say mode='max' or mode='min'"
+                f"is {row.metric!r}, {row.mode}): say mode='max' or mode='min' (--mode)"
             )
         mode = row.mode
     if mode not in ("max", "min"):
@@ -53,7 +58,7 @@ def best(
         scope.append(of_dataset(metrics.c.dataset, dataset))
         pk = connection.scalar(best_of(scope, mode))
     if pk is None:
-        raise _nothing(connection, row, f"has the metric {name!r}", dataset, run)
+        raise _without(connection, row, name, dataset, run)
     return fetch(connection, [pk])[0]
 
 
@@ -139,6 +144,22 @@ def run_key(connection: Connection, run: str, model: Row[Any]) -> int:
             f"{model.name!r} has no run with the id {run!r}", hint=f"see: ckreg list {model.name}"
         )
     return int(pk)
+
+
+def _without(
+    connection: Connection, model: Row[Any], name: str, dataset: Dataset, run: str | None
+) -> NotFoundError:
+    """Return the error that says that nothing has a metric; the hint names one that is there."""
+    error = _nothing(connection, model, f"has the metric {name!r}", dataset, run)
+    there = metric_names(connection, model.pk)
+    if there and name not in there:
+        near = [n for n in there if name in n or n in name] or get_close_matches(name, there, 1)
+        word = shlex.quote((near or there)[0])
+        error.hint = (
+            f"by another one: ckreg best {model.name} --metric {word} --mode max (or min); "
+            f"for good: ckreg monitor {model.name} {word} --mode max (or min)"
+        )
+    return error
 
 
 def _nothing(

@@ -6,6 +6,7 @@ allowed to mean one only where there is one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final
@@ -98,6 +99,7 @@ def the_dataset(
     names = ", ".join(shown(d) for d in found[:8]) + (", …" if len(found) > 8 else "")
     raise AmbiguousError(
         f"{model!r} was trained on {len(found)} datasets, which don't compare: {names}",
-        hint=f"name one: ckreg {verb} {model} --dataset {found[0]}",
+        hint=f"name one: ckreg show {model}@{verb} --dataset {shlex.quote(str(found[0]))}; "
+        f"in Python: dataset={found[0]!r}",
         candidates=["" if d is None else d for d in found],
     )

@@ -123,6 +123,7 @@ def list_(
             total=lambda: reg.count(model, **asked),
             removed=removed,
             sort=sort,
+            location=reg.location if reg.exists else f"{reg.location}, which isn't there yet",
         )
 
 

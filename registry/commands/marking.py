@@ -50,8 +50,14 @@ def monitor(session: Session, model: str, metric: str, *, mode: Mode | None) -> 
       ckreg monitor resnet50 val/loss --mode min
     """
     with session.open() as reg:
-        session.out.models([reg.monitor(model, metric, mode)])
+        changed = reg.monitor(model, metric, mode)
+        session.out.models([changed])
         session.out.registry(reg.location)
+        there = reg.choices(model).metrics
+        if there and changed.metric not in there:
+            session.out.note(
+                f"no checkpoint of {model} has {changed.metric} yet (metrics: {', '.join(there)})"
+            )
 
 
 @click.command()

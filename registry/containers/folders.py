@@ -97,7 +97,8 @@ def _several(folder: Folder, files: list[str], below: list[str]) -> AmbiguousErr
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     return AmbiguousError(
         f"{folder.name!r} holds {len(found)} checkpoints: {shown}",
-        hint=f"take one of them: {folder.quoted(found[-1], whole=True)}",
+        hint=f"take one of them: ckreg push {folder.quoted(found[-1], whole=True)}; "
+        f"or every checkpoint below it: ckreg import {folder.quoted()} --dry-run",
         candidates=found,
     )
 
@@ -107,6 +108,7 @@ def _none(folder: Folder) -> ContainerError:
     shown = ", ".join(map(repr, names[:8])) + (" and more" if len(names) > 8 else "")
     return ContainerError(
         f"{folder.name!r} is no checkpoint of a kind that is known: it holds {shown or 'no files'}",
-        hint="a folder is read when it holds one of "
+        hint=f"to take in every checkpoint file below it: ckreg import {folder.quoted()} "
+        "--dry-run; as one checkpoint a folder is read when it holds one of "
         + ", ".join((".metadata", *WEIGHTS, "*.index.json", "mp_rank_*_model_states.pt")),
     )

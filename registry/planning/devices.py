@@ -159,7 +159,8 @@ def _parsed(device: str) -> tuple[str, int]:
 def _check_type(device: str, known: frozenset[str]) -> None:
     kind = _parsed(device)[0]
     if kind not in known:
-        near = difflib.get_close_matches(kind, known, 1)
+        # by letters alone `gpu` is nearest to `xpu`
+        near = ["cuda"] if kind in ("gpu", "nvidia") else difflib.get_close_matches(kind, known, 1)
         raise ValueError(
             f"device {device!r} is none: {kind!r} is no type of device; "
             + (f"did you mean {near[0] + device[len(kind) :]!r}? " if near else "")
