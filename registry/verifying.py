@@ -25,10 +25,12 @@ from .values import FORMAT, CheckpointId, Digest, canonical_json
 
 Kind = Literal[
     "missing", "damaged", "index", "row", "database", "record", "lost row", "store",
-    "foreign", "orphan", "hard link", "writable", "leftover", "old record",
+    "foreign", "orphan", "hard link", "writable", "leftover", "old record", "kept",
 ]  # fmt: skip
 
-REMARKS: Final = frozenset({"foreign", "orphan", "hard link", "writable", "leftover", "old record"})
+REMARKS: Final = frozenset(
+    {"foreign", "orphan", "hard link", "writable", "leftover", "old record", "kept"}
+)
 """What loses nothing as it is; all else is damage."""
 
 _AT_ONCE: Final = 1000  # files whose rows are looked up in one transaction
@@ -198,6 +200,12 @@ class _Verifier:
             )  # fmt: skip
         for folders in joined(self.store.walk(), _AT_ONCE):
             self.folders(folders)
+        for path in self.store.kept():
+            self.say(
+                "kept", "a save that couldn't be committed in time waits here",
+                str(path.relative_to(self.store.location)),
+                f"ckreg push {shlex.quote(str(path))} --move",
+            )  # fmt: skip
         for file in self.store.leftovers():
             self.say(
                 "leftover", f"a killed writer left {file.size_bytes:,} bytes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -207,7 +208,10 @@ def test_what_finds_the_registry_busy_is_kept_whole_and_its_hint_finishes_it(
         ".metadata", "__0_0.distcp", "__1_0.distcp",
     ]  # fmt: skip
     assert not reg.gc(dry_run=True, grace=timedelta(0))  # which leaves it, and finds no blob of it
-    assert reg.verify().findings == ()
+    verified = reg.verify()
+    (finding,) = verified.findings
+    assert (verified.ok, finding.kind, finding.where) == (True, "kept", f"kept/{kept.name}")
+    assert shlex.split(finding.mend) == ["ckreg", "push", str(kept), "--move"]
 
     command = first["hint"].partition("the checkpoint is safe; finish with: ")[2]
     ckreg = f'ckreg() {{ "{sys.executable}" -m registry "$@"; }}; '
@@ -219,6 +223,7 @@ def test_what_finds_the_registry_busy_is_kept_whole_and_its_hint_finishes_it(
     assert found.run is not None
     assert found.topology.to_dict() == after["topology"]
     assert [*(place / "kept").iterdir()] == []
+    assert reg.verify().findings == ()
     state, later = reg.load(found).state_dict, reg.load("after").state_dict
     assert state is not None
     assert later is not None

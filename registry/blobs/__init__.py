@@ -230,6 +230,10 @@ class BlobStore(Protocol):
         """Move what lies in the store to where nothing looks, and return its new place."""
         ...
 
+    def kept(self) -> list[Path]:
+        """Return the files and folders of saves that couldn't be committed, to be pushed."""
+        ...
+
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""
         ...

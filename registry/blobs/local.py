@@ -382,6 +382,10 @@ class LocalStore(Ends):
             sync_folder(source)
         return str(place / kept)
 
+    def kept(self) -> list[Path]:
+        """Return the files and folders of saves that couldn't be committed, to be pushed."""
+        return [*sorted(self.root.glob("tmp/kept-*")), *sorted(self.root.glob("kept/*"))]
+
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""
         return listing.leftovers(self.root)

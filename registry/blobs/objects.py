@@ -319,6 +319,10 @@ class ObjectStore(Ends):
         self._client.delete(key)
         return self._client.at(kept)
 
+    def kept(self) -> list[Path]:
+        """Return none: what lies so in the cache may be another registry's."""
+        return []
+
     def leftovers(self) -> list[StoredFile]:
         """Return what the next `sweep` takes."""
         far = [StoredFile(one.key, one.size_bytes, one.modified_at) for one in self._old_tmp()]
