@@ -394,6 +394,36 @@ def test_a_short_token_is_refused(reg: Registry, capsys: pytest.CaptureFixture[s
     assert "16 characters" in capsys.readouterr().err
 
 
+def test_a_token_comes_by_the_environment_as_well(
+    reg: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKREG_UI_TOKEN", "guess")
+    assert cli.run(["-r", reg.location, "ui", "--port", "0"]) == 2
+    assert "16 characters" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_shows_no_more_than_its_kind_under_the_same_headers(
+    reg: Registry, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reg.push(file, model="net")
+    web = TestClient(
+        application(reg), base_url="http://127.0.0.1:8420", raise_server_exceptions=False
+    )
+    well = web.get("/checkpoints")
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("/home/ann/.pgpass: s3cr3t")
+
+    monkeypatch.setattr(Registry, "page", failing)
+    answer = web.get("/checkpoints")
+    assert answer.status_code == 500
+    assert "ckreg failed: RuntimeError" in answer.text
+    assert "pgpass" not in answer.text
+    assert set(well.headers) - {"vary"} <= set(answer.headers)
+    with pytest.raises(RuntimeError, match="pgpass"):  # and the server prints it
+        client(reg).get("/checkpoints")
+
+
 @pytest.mark.sqlite_only("starts a process")
 def test_another_interface_is_served_to_whoever_has_the_token(reg: Registry) -> None:
     import dashboards

@@ -23,7 +23,13 @@ from .session import Session, registry_option, takes_session
     metavar="ADDRESS",
     help="Another interface than the loopback's asks every visitor for a token.",
 )
-@click.option("--token", metavar="TEXT", help="The token to ask for; by default one is made.")
+@click.option(
+    "--token",
+    envvar="CKREG_UI_TOKEN",
+    metavar="TEXT",
+    help="The token to ask for, best by $CKREG_UI_TOKEN: `ps` shows options to others. By default "
+    "one is made.",
+)
 @click.option(
     "--name",
     "names",

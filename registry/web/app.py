@@ -37,7 +37,7 @@ def application(
             *(route for page in pages for route in page.ROUTES),
             Mount("/static", StaticFiles(directory=views.STATIC)),
         ],
-        middleware=[Middleware(Guard, hosts=hosts, token=token)],
+        middleware=[Middleware(Guard, hosts=hosts, token=token, broken=views.broken)],
         exception_handlers=dict(views.HANDLERS),
     )
     app.state.registry = registry if isinstance(registry, Registry) else Registry.open(registry)

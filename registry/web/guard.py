@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from html import escape
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode
@@ -47,10 +47,16 @@ class Guard:
         hosts: the names that a Host header may have. With a token an address does too: a name is
             what another page can point here, and an address isn't.
         token: what each request must know, by `?token=` at first, then by a cookie; or as a bearer.
+        broken: makes the answer to an error that nobody expected. Starlette's own handler of those
+            stands before this layer, where no header of ours would be added.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], token: str | None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Collection[str], token: str | None,
+        broken: Callable[[Request, Exception], Response],
+    ) -> None:  # fmt: skip
         self._app = app
+        self._broken = broken
         self._hosts = frozenset(host.lower() for host in hosts)
         self._token = token
 
@@ -62,15 +68,24 @@ class Guard:
             await send({"type": "websocket.close"})  # no page opens one
             return
 
+        begun = False
+
         async def told(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
                 headers.setdefault("cache-control", _caching(scope, message))
             await send(message)
 
         answer = self._refused(scope) or self._entering(scope) or self._app
-        await answer(scope, receive, told)
+        try:
+            await answer(scope, receive, told)
+        except Exception as error:
+            if not begun:
+                await self._broken(Request(scope), error)(scope, receive, told)
+            raise  # the server prints the traceback
 
     def _refused(self, scope: Scope) -> Response | None:
         """Return what to say to a request that isn't let through."""

@@ -167,10 +167,11 @@ def nowhere(request: Request, _: Exception) -> HTMLResponse:
 
 
 def broken(request: Request, error: Exception) -> HTMLResponse:
-    """Return the page for an error of ours; the traceback goes to the terminal."""
+    """Return the page for an error of ours. What it says may hold a path or a password: it goes to
+    the terminal, with the traceback.
+    """
     return render(
-        request, "error.html", status=500,
-        message=f"ckreg failed: {type(error).__name__}: {error}",
+        request, "error.html", status=500, message=f"ckreg failed: {type(error).__name__}",
         hint="the terminal of ckreg ui has the traceback",
     )  # fmt: skip
 
@@ -180,5 +181,4 @@ HANDLERS: Final[Mapping[Any, Any]] = {
     ValueError: failed,
     TypeError: failed,
     404: nowhere,
-    500: broken,
 }
