@@ -252,12 +252,25 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(_TERMINATED)
 
 
+def _open_closed() -> None:
+    """Open standard streams that the caller closed (`>&-`): else the next file that is opened, a
+    database among them, takes their place and gets what is printed.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
+
+
 def main() -> NoReturn:
     """Be the process `ckreg`."""
     # What is imported stays: looking for garbage in it at each 700 new objects frees nothing. Long
     # work is still collected.
     gc.set_threshold(50_000, 20, 20)
     signal.signal(signal.SIGTERM, _terminate)
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # an ASCII terminal shows an ellipsis as \u2026, and goes on

@@ -999,3 +999,17 @@ def test_fits_lists_those_with_the_same_tensors_however_wrapped(ask: Ask) -> Non
     assert sorted(ask("list", "--fits", "twin", "-q").lines) == ["small@v1", "twin@v1"]
     assert ask("list", "--fits", "big@v1", "-q").lines == ["big@v1"]
     assert ask("list", "--fits", "none").code == 3
+
+
+@pytest.mark.sqlite_only("starts a process")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_stop_no_command(reg: Registry, closed: str) -> None:
+    reg.save(torch.nn.Linear(2, 2), model="net")
+    command = f"exec {sys.executable} -m registry -r {reg.location}"
+    for words in ("list", "show net", "tag net good"):
+        done = subprocess.run(
+            f"{command} {words} {closed}", shell=True, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )  # fmt: skip
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert reg.get("net").tags == ("good",)
