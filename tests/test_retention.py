@@ -656,6 +656,32 @@ def test_of_several_ranks_the_one_that_commits_prunes(reg: Registry) -> None:
     assert [c.epoch for c in reg.find("net", sort="epoch")] == ended[0].answer
 
 
+@pytest.mark.ranks
+def test_a_policy_of_a_run_holds_for_a_net_that_ranks_hold_in_parts(reg: Registry) -> None:
+    import gloo
+
+    ended = gloo.run("test_retention:_part", reg.location)
+    assert [rank.code for rank in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert [rank.answer for rank in ended] == [[1, 3, 4]] * 2
+    left = list(reg.find("net", sort="epoch"))
+    assert {c.topology.strategy for c in left} == {"fsdp2"}
+    assert all(reg.verify(c).ok for c in left)
+
+
+def _part(location: str) -> object:
+    """Save under FSDP2 on both ranks, in the background at last."""
+    import strategies
+    import torch.distributed as dist
+
+    net, optimizer = strategies.trained("FSDP2", 1)
+    with Registry.open(location) as reg, reg.run("net", keep=Best(2) | Last(1)) as run:
+        for epoch, acc in enumerate([0.1, 0.9, 0.2, 0.5]):
+            run.save(net, epoch=epoch, acc=acc, optimizer=optimizer)
+        run.save(net, epoch=4, acc=0.3, wait=False).result()
+        dist.barrier()
+        return [c.epoch for c in reg.find("net", sort="epoch")]
+
+
 def _rank(location: str) -> object:
     """Save under DDP on every rank; a rank that must not prune fails if it does."""
     import torch.distributed as dist
