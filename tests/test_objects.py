@@ -185,6 +185,42 @@ def test_questions_are_answered_without_the_server(
             reg.pull("m", tmp_path / "out.pt")
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0.1:9000", "s3.lab:9000", "http://", "http://h:x", "h"]
+)
+def test_an_endpoint_that_is_no_url_is_said_and_how_one_looks(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(RemoteError, match=f"{name} is {text!r}") as caught:
+        ObjectStore.open(prefix)
+    assert f"export {name}=https://" in (caught.value.hint or "")
+    assert f"unset {name}" in (caught.value.hint or "")
+
+
+def test_without_an_endpoint_it_is_said_who_was_asked(
+    prefix: str, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # so that nothing goes out
+    with pytest.raises(RemoteError, match="can't read") as caught:
+        ObjectStore.open(prefix)
+    assert "AWS_ENDPOINT_URL isn't set" in (caught.value.hint or "")
+
+
+def test_a_wrong_region_is_said_with_the_right_one(
+    s3: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-9")
+    with pytest.raises(
+        RemoteError, match=r"can't read '.*/store\.json': the region is wrong"
+    ) as caught:
+        ObjectStore.open(prefix)
+    assert caught.value.hint == f"export AWS_REGION={s3_server.REGION}"
+
+
 def test_a_server_without_tls_is_said(
     s3: Server, prefix: str, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SCHEMES: Final = ("s3", "gs", "az")
 """The kinds of store that a URL may name."""
 
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
 PART: Final = 8 << 20
 """The smallest part of an upload in parts, and the largest upload in one."""
 
@@ -99,12 +101,11 @@ class Client:
                 hint="pip install 'ckreg[s3]'",
             ) from error
         words: dict[str, Any] = {}
+        if self.url.startswith("s3://"):
+            _check_endpoints()
         if self.url.startswith("s3://") and not os.environ.get("AWS_CHECKSUM_ALGORITHM"):
             words["checksum_algorithm"] = "SHA256"
-        plain = any(
-            os.environ.get(name, "").startswith("http://")
-            for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-        )
+        plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         try:
             return from_url(
                 self.url,
@@ -316,18 +317,46 @@ class Client:
     def _translated(self, error: Exception, doing: str, key: str) -> CkregError:
         what, text = f"can't {doing} {self.at(key)!r}", str(error)
         for pattern, kind, why, hint in _MEANINGS:
-            if pattern.search(text):
+            if match := pattern.search(text):
                 return kind(
-                    f"{what}: {why}", hint=hint.replace("BUCKET", urlsplit(self.url).netloc)
+                    f"{what}: {why}",
+                    hint=match.expand(hint).replace("BUCKET", urlsplit(self.url).netloc),
                 )
         if isinstance(error, FileNotFoundError):
             return _AbsentError(f"there is no {self.at(key)!r}")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-        return RemoteError(
-            f"{what}: {_first_line(error)}",
-            hint="see whether the server answers"
-            + (f": curl -i {endpoint}" if endpoint else ", and do it again"),
-        )
+        endpoint = next((os.environ[name] for name in _ENDPOINTS if name in os.environ), None)
+        hint = "see whether the server answers"
+        if endpoint:
+            hint += f": curl -i {endpoint}"
+        elif self.url.startswith("s3://"):
+            hint = (
+                "AWS_ENDPOINT_URL isn't set, so AWS itself was asked; for a server of your own: "
+                "export AWS_ENDPOINT_URL=https://HOST"
+            )
+        else:
+            hint += ", and do it again"
+        return RemoteError(f"{what}: {_first_line(error)}", hint=hint)
+
+
+def _check_endpoints() -> None:
+    """Refuse an endpoint that is no URL: obstore 0.12.1 panics on one (on an empty one too), and a
+    panic is no Exception.
+    """
+    for name in _ENDPOINTS:
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        try:
+            parts = urlsplit(text)
+            right = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        except ValueError:  # a port that is no number
+            right = False
+        if not right:
+            raise RemoteError(
+                f"{name} is {text!r}, which is no URL of a server",
+                hint=f"export {name}=https://HOST:PORT (http:// for one without TLS); "
+                f"or for AWS itself: unset {name}",
+            )
 
 
 class _AbsentError(NotFoundError):
@@ -357,6 +386,12 @@ _MEANINGS: Final[tuple[tuple[re.Pattern[str], type[CkregError], str, str], ...]]
             NotFoundError,
             "there is no such bucket",
             "make it: aws s3 mb s3://BUCKET",
+        ),
+        (
+            "is wrong; expecting '([^']+)'",
+            RemoteError,
+            "the region is wrong",
+            r"export AWS_REGION=\1",
         ),
         (
             "InvalidBucketName",
