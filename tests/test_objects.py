@@ -62,6 +62,12 @@ def test_a_url_that_is_no_store_or_holds_a_password_is_a_wrong_call() -> None:
         assert "secret" not in str(caught.value) or "key" not in url
 
 
+def test_a_scheme_in_capitals_is_the_same_store(prefix: str) -> None:
+    made = ObjectStore.create(prefix.replace("s3://", "S3://"))
+    assert made.url == prefix
+    assert made.id == ObjectStore.open(prefix).id
+
+
 def test_a_prefix_without_a_marker_is_no_store(prefix: str) -> None:
     with pytest.raises(NotFoundError, match=r"marker store\.json is missing"):
         ObjectStore.open(prefix)

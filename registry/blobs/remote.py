@@ -62,7 +62,7 @@ class Stored:
 
 
 def check_url(url: str) -> str:
-    """Return a store's URL without a slash at its end.
+    """Return a store's URL with its scheme in small letters and without a slash at its end.
 
     Raises:
         ValueError: it is no URL of a kind that is known, or holds a password.
@@ -76,7 +76,7 @@ def check_url(url: str) -> str:
             f"{parts.scheme}://… names a bucket and a prefix; credentials come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
-    return url.rstrip("/")
+    return parts.scheme + url[len(parts.scheme) :].rstrip("/")
 
 
 class Client:
