@@ -263,7 +263,8 @@ def _refused(location: Path, folder: Path, kill_at: int, **words: Any) -> None:
     try:
         lightning(location, folder, kill_at, **words)
     except (ValueError, CkregError) as error:
-        print(f"REFUSED {type(error).__name__}: {error}", flush=True)
+        # At once: two processes write to this pipe
+        os.write(1, f"\nREFUSED {type(error).__name__}: {error}\n".encode())
 
 
 class Labelled(nn.Module):

@@ -268,6 +268,7 @@ def test_what_rank_0_refuses_is_told_to_the_others(job, raised, why, tmp_path):
         reg.remove(run.save(digits.network(), epoch=0))  # nothing to resume from
     done = digits.alone(job, tmp_path / "reg", tmp_path)
     refused = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
+    assert len(refused) == 2, done.stdout + done.stderr
     told, raising = sorted(refused, key=lambda line: raised in line.split(":")[0])
     assert told.startswith(f"REFUSED RemoteError: rank 0 could not save: {raised}: {why}"), told
     assert raising.startswith(f"REFUSED {raised}: {why}"), done.stdout + done.stderr
