@@ -478,6 +478,27 @@ def gloo_accelerate(location: str) -> object:
     return {"id": made.id, "same": same}
 
 
+def gloo_accelerate_elsewhere(location: str, folder: str) -> object:
+    """Save on two ranks, of which one writes as if it were on another machine."""
+    import accelerate as hf
+
+    from registry import CkregError, Registry
+    from registry.integrations.accelerate import save_state
+
+    os.environ["LOCAL_RANK"] = rank = os.environ["RANK"]
+    accelerator = hf.Accelerator(cpu=True)
+    accelerator.prepare(network())
+    if rank == "1":
+        save = accelerator.save_state
+        accelerator.save_state = lambda _: save(folder)
+    with Registry.open(location) as reg:
+        try:
+            save_state(accelerator, reg, reg.run("digits-mlp", name="a"), epoch=0)
+        except CkregError as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
 def main(job: str, location: str, folder: str, kill_at: str) -> None:
     """Run one job."""
     globals()[job](Path(location), Path(folder), int(kill_at))

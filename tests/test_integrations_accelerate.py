@@ -46,3 +46,15 @@ def test_two_processes_save_one_checkpoint_and_load_it(tmp_path):
         net = digits.network()
         reg.load(made, into=net)
         assert made.acc == digits.accuracy(net)
+
+
+@pytest.mark.ranks
+def test_random_states_that_another_machine_keeps_are_missed(tmp_path):
+    with Registry.create(tmp_path / "reg") as reg:
+        words = [str(tmp_path / "reg"), str(tmp_path / "elsewhere")]
+        ended = gloo.run("digits:gloo_accelerate_elsewhere", *words)
+        assert [rank.code for rank in ended] == [0, 0], [rank.stderr for rank in ended]
+        assert ended[0].answer.startswith("NotFoundError: the random states of rank 1 are not in")
+        assert "rank 0 could not save: NotFoundError: the random states" in ended[1].answer
+        assert "export TMPDIR=FOLDER" in ended[1].answer
+        assert list(reg.find()) == []

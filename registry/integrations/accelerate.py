@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list
 
-from ..errors import RefusedLoadError
+from ..errors import NotFoundError, RefusedLoadError
 from ..exports import RECORD
 from ..records import Checkpoint
 from ..registry import Registry
@@ -47,6 +47,7 @@ def save_state(
     Raises:
         ValueError, TypeError: a word breaks its rule.
         RefusedLoadError: ranks hold parts of the net.
+        NotFoundError: processes on other machines don't see rank 0's folder.
         CkregError: it can't be kept; on the other processes a RemoteError.
     """
     numbers = metrics_of(metrics or {}, acc)
@@ -73,6 +74,7 @@ def save_state(
                     hint=f"accelerator.save_state(FOLDER), then: ckreg push FOLDER --model "
                     f"{run.record.model}",
                 )
+            _check_states(path, accelerator.num_processes)
             record = _record(accelerator, run, models, weights, epoch, step, numbers)
             (path / RECORD).write_text(json.dumps({"ckreg": record}, indent=2), encoding="utf-8")
             return registry.push(path, run=run, tags=tags).to_dict()
@@ -99,6 +101,18 @@ def load_state(
         path = registry.pull(found, folder)
         accelerator.load_state(str(path), **words)
     return found
+
+
+def _check_states(folder: Path, processes: int) -> None:
+    """See that every process wrote its random states here, and not on a machine of its own."""
+    names = [f"{RNG_STATE_NAME}_{rank}.pkl" for rank in range(processes)]
+    missing = [rank for rank, name in enumerate(names) if not (folder / name).exists()]
+    if missing:
+        raise NotFoundError(
+            f"the random states of rank {missing[0]} are not in {str(folder)!r}, where rank 0 "
+            "gathers what is saved: other machines don't see that folder",
+            hint="export TMPDIR=FOLDER, one that all machines share",
+        )
 
 
 def broadcast(value: Any) -> Any:
