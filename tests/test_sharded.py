@@ -121,6 +121,16 @@ def test_a_pushed_copy_of_the_folder_comes_back_as_recorded(place: Path, tmp_pat
     assert copy.run.id == saved.run.id
 
 
+def test_a_pulled_copy_of_the_folder_is_known_again_by_an_import(
+    place: Path, tmp_path: Path
+) -> None:
+    with _reg(place) as reg:
+        saved = reg.get("fsdp2-2")
+        reg.pull(saved, tmp_path / "pulled")
+        (there,) = reg.import_(tmp_path).files
+    assert (there.outcome, there.checkpoint) == ("present", saved)
+
+
 def _changed(place: Path, tmp_path: Path, old: bytes, new: bytes, name: str) -> Path:
     with _reg(place) as reg:
         folder = reg.pull("fsdp2-2", tmp_path / "pulled")
