@@ -156,12 +156,14 @@ def run(args: Sequence[str], *, terminal: bool | None = None) -> int:
         except click.ClickException as error:
             return _fail("UsageError", 2, _lower(error.format_message()), None, as_json)
         except CkregError as error:
-            return _fail(type(error).__name__, error.exit_code, error.message, error.hint, as_json)
+            hint = _session(group).there(error.hint or "") or None
+            return _fail(type(error).__name__, error.exit_code, error.message, hint, as_json)
         except (ValueError, TypeError) as error:
             if sys.flags.dev_mode:  # python -X dev -m registry …: a developer wants the place
                 raise
-            message, _, hint = str(error).partition("\nhint: ")
-            return _fail(type(error).__name__, 2, message, hint or None, as_json)
+            message, _, words = str(error).partition("\nhint: ")
+            hint = _session(group).there(words) or None
+            return _fail(type(error).__name__, 2, message, hint, as_json)
         except BrokenPipeError:
             # Python flushes stdout once more as it leaves; that must not fail again
             _stop_writing()
@@ -179,6 +181,10 @@ def _called(group: click.Context | None) -> str:
     --keep-best`) doesn't say (8.4)."""
     name = None if group is None else group.invoked_subcommand
     return "ckreg" if name is None else f"ckreg {name}"
+
+
+def _session(group: click.Context | None) -> Session:
+    return Session() if group is None else group.ensure_object(Session)
 
 
 def _interrupted() -> int:

@@ -401,6 +401,26 @@ def test_the_command_that_names_a_dataset_runs_as_it_is_printed(
     assert "net@v1" in ask(*shlex.split(hint[1])).out
 
 
+def test_what_a_hint_says_to_type_goes_to_the_registry_that_was_asked(
+    reg: Registry, file: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CKREG_REGISTRY", str(tmp_path / "another"))
+    reg.push(file())
+    assert run(["rm", "net@v1", "--yes", "-r", reg.location]) == 0
+    back = re.search(r"to bring back: ckreg (.*)", capsys.readouterr().err)
+    assert run(["show", "net@v1", "-r", reg.location]) == 3
+    hint = re.search(r"^hint:  bring it back: ckreg (.*)", capsys.readouterr().err, re.M)
+    assert hint is not None
+    assert back is not None
+    assert hint[1] == back[1]
+    assert run(shlex.split(hint[1])) == 0
+    assert reg.get("net@v1").removed_at is None
+    monkeypatch.setenv("CKREG_REGISTRY", reg.location)
+    capsys.readouterr()
+    assert run(["show", "net@v9"]) == 3
+    assert "hint:  see: ckreg list net\n" in capsys.readouterr().err
+
+
 def test_best_across_datasets_is_refused_and_names_them(ask: Ask, file: Any) -> None:
     ask("push", file())
     ask("push", file(), "--dataset", "mnist")
@@ -530,7 +550,7 @@ def test_rm_goes_and_restore_comes_back(ask: Ask, file: Any) -> None:
     ask("push", file())
     answer = ask("rm", "net@v1", "net@v2", "net@v1", "--yes")
     assert answer.lines == ["net@v1", "net@v2"]
-    assert "ckreg restore net@v1 net@v2" in answer.err
+    assert "restore net@v1 net@v2" in answer.err
     assert ask("list", "-q").lines == []
     assert len(ask("list", "--removed").lines) == 2
     assert ask("restore", "net@v1").out == "net@v1\n"
@@ -624,8 +644,8 @@ def test_a_model_without_acc_is_answered_with_the_command_for_its_own_metric(
     )
     answer = ask("best", "net")
     assert answer.code == 3
-    assert "ckreg best net --metric val/acc --mode max (or min)" in answer.err
-    assert "ckreg monitor net val/acc --mode max (or min)" in answer.err
+    assert " best net --metric val/acc --mode max (or min)" in answer.err
+    assert " monitor net val/acc --mode max (or min)" in answer.err
     answer = ask("best", "net", "--metric", "loss")
     assert (answer.code, "--metric val/loss --mode" in answer.err) == (3, True)
     answer = ask("best", "net", "--metric", "val/loss")
@@ -647,8 +667,8 @@ def test_a_monitor_that_no_checkpoint_has_is_set_and_said(ask: Ask, file: Any) -
         (["show", "net@prodd"], "did you mean net@prod?"),
         (["show", "net@epoch7"], "did you mean net@epoch=7?"),
         (["show", "net@V1"], "did you mean net@v1?"),
-        (["show", "nothing"], "all of them: ckreg models"),
-        (["show", "run-7/best.pt"], "a file is taken in first: ckreg push run-7/best.pt"),
+        (["show", "nothing"], "all of them: ckreg "),
+        (["show", "run-7/best.pt"], " push run-7/best.pt"),
         (["list", "--sort", "-accc"], "did you mean acc?"),
         (["list", "net", "--sort", "val/los"], "did you mean val/loss?"),
     ],
@@ -680,9 +700,9 @@ def test_a_folder_of_many_is_pointed_to_import(ask: Ask, file: Any, tmp_path: Pa
     (tmp_path / "all2").mkdir()
     for place in ("all/a.pt", "all/b.pt"):
         shutil.move(file(), tmp_path / place)
-    assert f"ckreg import {tmp_path / 'all'} --dry-run" in ask("push", str(tmp_path / "all")).err
+    assert f" import {tmp_path / 'all'} --dry-run" in ask("push", str(tmp_path / "all")).err
     shutil.move(tmp_path / "all", tmp_path / "all2" / "below")
-    assert f"ckreg import {tmp_path / 'all2'} --dry-run" in ask("push", str(tmp_path / "all2")).err
+    assert f" import {tmp_path / 'all2'} --dry-run" in ask("push", str(tmp_path / "all2")).err
 
 
 def test_a_where_that_cannot_be_read_marks_the_place(ask: Ask) -> None:

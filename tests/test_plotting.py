@@ -157,7 +157,7 @@ def test_plot_of_what_is_not_there_says_so(course: Registry, capsys: Any) -> Non
     code, err = failed("net", "--plot", "f1")
     assert (code, "'f1'" in err) == (3, True)
     code, err = failed("--plot", "net")
-    assert (code, "ckreg list net --plot" in err) == (3, True)
+    assert (code, "list net --plot" in err) == (3, True)
     assert failed("--plot", "--json")[0] == 2
     assert failed("net", "--plot", "-q")[0] == 2
 

@@ -583,7 +583,7 @@ def test_prune_shows_its_plan_and_takes_it_when_told_to(
     assert done.out == "net@v2\n"
     assert "1 of 5 checkpoints removed" in done.err
     assert f"registry: {reg.location}" in done.err
-    assert "to bring back: ckreg restore net@v2" in done.err
+    assert f"to bring back: ckreg -r {reg.location} restore net@v2\n" in done.err
     assert ask(reg, *words, "--yes") == 0
     assert "nothing goes of 4 checkpoints" in capsys.readouterr().err
     assert ask(reg, "restore", "net@v2") == 0

@@ -88,7 +88,8 @@ def prune(
         out.registry(reg.location)
         if gone := [one.ref for one in done.removed]:
             more = "" if len(gone) <= _SHOWN else f" …, and {len(gone) - _SHOWN:,} more"
-            out.note(f"to bring back: ckreg restore {' '.join(gone[:_SHOWN])}{more}")
+            back = f"to bring back: ckreg restore {' '.join(gone[:_SHOWN])}{more}"
+            out.note(session.there(back))
 
 
 def _policy(

@@ -176,7 +176,7 @@ def rm(
         gone = [reg.remove(ckpt, force=force) for ckpt in found]
         out.refs(gone)
         out.registry(reg.location)
-        out.note(f"to bring back: ckreg restore {' '.join(c.ref for c in gone)}")
+        out.note(session.there(f"to bring back: ckreg restore {' '.join(c.ref for c in gone)}"))
 
 
 @click.command()

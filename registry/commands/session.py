@@ -6,16 +6,19 @@ Law: one option order everywhere: the command's own, then output, then registry.
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import NotFoundError
+from ..errors import CkregError, NotFoundError
 from ..formatting import visible
+from . import COMMANDS
 
 if TYPE_CHECKING:
     from ..output import Form, Output
@@ -23,6 +26,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_COMMAND: Final = re.compile(
+    r"(?<![\w./-])ckreg (?=("
+    + "|".join(sorted({*COMMANDS} - {"init", "copy", "demo", "completion"}))
+    + r")\b)"
+)
+"""A command that stands in a text, of those that take the registry by `-r` alone."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -94,6 +104,21 @@ class Session:
                 hint="see what comes before the pipe: it found none, or failed",
             )
         return found
+
+    def there(self, text: str) -> str:
+        """Return a hint whose commands go to the registry that `-r` named.
+
+        Pasted as they stand they would ask, or change, another one.
+        """
+        if self.location is None or not _COMMAND.search(text):
+            return text
+        from ..location import place
+
+        try:
+            shown = shlex.quote(str(place(self.location)))  # a URL without its password
+        except (CkregError, ValueError):
+            return text
+        return _COMMAND.sub(lambda found: f"{found[0]}-r {shown} ", text)
 
     def confirm(self, question: str, *, yes: bool) -> bool:
         """Ask before something goes away.
