@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -76,7 +78,7 @@ class Training:
         self._keep = None if keep is None else policy_of(keep, "keep")
         self._run: Run | None = None
         self._resumed: Checkpoint | None = None
-        self._pulled: tempfile.TemporaryDirectory[str] | None = None
+        self._pulled: weakref.finalize[..., Training] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs, which opens the registry for itself."""
@@ -153,13 +155,14 @@ class Training:
     def pull(self, checkpoint: Checkpoint | str) -> str:
         """Return the path of a checkpoint, which stays until another is pulled, or `release`."""
         self.release()
-        self._pulled = temporary()
-        return os.fspath(self.registry.pull(checkpoint, self._pulled.name))
+        folder = tempfile.mkdtemp(prefix=".ckreg-")
+        self._pulled = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return os.fspath(self.registry.pull(checkpoint, folder))
 
     def release(self) -> None:
         """Remove what was pulled: it has been read."""
         if self._pulled is not None:
-            self._pulled.cleanup()
+            self._pulled()
             self._pulled = None
 
     def best(self) -> Checkpoint | None:
