@@ -142,9 +142,7 @@ def _translation(url: DatabaseUrl, error: DBAPIError, *, committing: bool) -> Ck
         )
     if code in ("42501", "25006"):
         return NotWritableError(
-            f"the database {str(url)!r} doesn't let us: {first}",
-            hint="reading may work; as its owner: "
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO …",
+            f"the database {str(url)!r} doesn't let us: {first}", hint=_permission(url, code, first)
         )
     if code in ("53100", "53200"):
         return NoSpaceError(
@@ -156,6 +154,30 @@ def _translation(url: DatabaseUrl, error: DBAPIError, *, committing: bool) -> Ck
             hint="every record is also in records/ of the blob store; see the server's log",
         )
     return CkregError(f"the database {str(url)!r} failed: {first}")
+
+
+def _permission(url: DatabaseUrl, code: str, said: str) -> str:
+    """Return how to get the permission that the server says is missing."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    if code == "25006":
+        return "see whether it is a standby: SELECT pg_is_in_recovery()"
+    if "must be owner" in said:
+        return "do it as the user who made the registry"
+    who = conninfo_to_dict(url.libpq).get("user") or "USER"
+    if "schema" in said:
+        return f'as its owner: GRANT USAGE, CREATE ON SCHEMA public TO "{who}"'
+    if "ckreg_version" in said:  # the first table that is read
+        return f'to read, as its owner: GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{who}"'
+    return f"reading may work; to write: {to_write(who)}"
+
+
+def to_write(who: object) -> str:
+    """Return the SQL that lets a user write to a registry that another user made."""
+    return (
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public "
+        f'TO "{who}"; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "{who}"'
+    )
 
 
 def _refused(url: DatabaseUrl, said: str) -> CkregError:

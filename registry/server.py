@@ -237,22 +237,26 @@ class ServerDatabase:
             row = connection.exec_driver_sql(
                 "SELECT pg_is_in_recovery() AS standby, clock_timestamp() AS now, "
                 "current_setting('default_transaction_read_only')::boolean AS read_only, "
-                "has_table_privilege('checkpoints', 'INSERT') AS may, current_user AS who"
+                "has_table_privilege('checkpoints', 'INSERT') AND coalesce(has_sequence_privilege("
+                "pg_get_serial_sequence('checkpoints', 'pk'), 'USAGE'), true) AS may, "
+                "current_user AS who, current_database() AS name"
             ).one()
-        why = (
-            "it is a standby, which only reads"
+        why, cure = (
+            ("it is a standby, which only reads", "name the primary's host in the URL")
             if row.standby
-            else "the server was told to only read (default_transaction_read_only)"
+            else (
+                "the server was told to only read (default_transaction_read_only)",
+                f'ALTER DATABASE "{row.name}" RESET default_transaction_read_only',
+            )
             if row.read_only
-            else f"the user {row.who!r} may only read"
+            else (f"the user {row.who!r} may only read", postgres.to_write(row.who))
             if not row.may
-            else None
+            else (None, None)
         )
         if why is not None:
             raise NotWritableError(
                 f"the registry {self.location!r} can't be written: {why}",
-                hint="reading works; to write: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES "
-                f'IN SCHEMA public TO "{row.who}"',
+                hint=f"reading works; to write: {cure}",
             )
         skew = (before - row.now).total_seconds()
         if abs(skew) > SKEW_S:
@@ -278,13 +282,16 @@ class ServerDatabase:
         self._check_objects(connection)
 
     def _revision_in(self, connection: Connection) -> str | None:
-        there, others, schema = connection.exec_driver_sql(
-            f"SELECT to_regclass('{VERSION_TABLE}') IS NOT NULL, {_OTHERS}, current_schema()"
+        there, others, schema, who = connection.exec_driver_sql(
+            f"SELECT to_regclass('{VERSION_TABLE}') IS NOT NULL, {_OTHERS}, current_schema(), "
+            "current_user"
         ).one()
         if schema is None:
             raise ConflictError(
-                f"the database {self.location!r} has no schema that its search_path names",
-                hint="as its owner: CREATE SCHEMA public",
+                f"the database {self.location!r} has no schema that its search_path names and the "
+                f"user {who!r} may use",
+                hint=f'as its owner: GRANT USAGE ON SCHEMA public TO "{who}"; where there is none: '
+                "CREATE SCHEMA public",
             )
         if not there:
             if others:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,6 +270,72 @@ def test_a_user_who_may_only_read_reads(reg: Registry, file: Path) -> None:
         with pytest.raises(NotWritableError):
             mine._parts()[1].add(draft(), held)
     assert reg.info()["checkpoints"] == 1
+
+
+@pytest.fixture
+def stranger(reg: Registry, empty: str) -> Iterator[str]:
+    """Return a user whom nothing was granted."""
+    server_, name = clusters.cluster(), f"ckreg_{uuid.uuid4().hex[:8]}"
+    server_.sql(f"CREATE ROLE {name} LOGIN")
+    yield name
+    for url in (reg.location, empty):
+        server_.sql(f"DROP OWNED BY {name} CASCADE", url)
+    server_.sql(f"DROP ROLE {name}")
+
+
+def test_the_grants_that_a_hint_names_let_a_user_read_and_then_write(
+    reg: Registry, file: Path, stranger: str
+) -> None:
+    def follow(sql: str) -> None:
+        clusters.cluster().sql(sql, reg.location)
+
+    reg.push(file, epoch=1)
+    where = reg.location.replace("postgres@", f"{stranger}@")
+    with pytest.raises(NotWritableError, match="permission denied") as caught:
+        Registry.open(where)
+    follow(str(caught.value.hint).partition("as its owner: ")[2])
+    with Registry.open(where) as mine:
+        assert mine.get("net@v1")
+        for part in (0, 1):  # the tables without their sequences don't do, and that is said at once
+            with pytest.raises(NotWritableError, match="may only read") as caught:
+                mine.push(file, epoch=2)
+            writing = str(caught.value.hint).partition("to write: ")[2].split("; ")
+            follow(writing[part])
+        saved = mine.push(file, epoch=2, tags=["seen"])
+        mine.alias(saved.ref, "prod")
+        mine.unalias("net", "prod")
+        mine.remove(saved.ref)
+        mine.gc(grace=0)
+
+
+def test_the_grant_that_a_hint_names_lets_a_user_make_a_registry(
+    empty: str, tmp_path: Path, stranger: str
+) -> None:
+    mine = empty.replace("postgres@", f"{stranger}@")
+    with pytest.raises(NotWritableError, match="permission denied for schema") as caught:
+        Registry.create(mine, blobs=tmp_path / "mine")
+    clusters.cluster().sql(str(caught.value.hint).partition("as its owner: ")[2], empty)
+    with Registry.create(mine, blobs=tmp_path / "mine") as made:
+        assert made.count() == 0
+
+
+def test_a_schema_that_may_not_be_used_is_said_with_its_grant(reg: Registry, stranger: str) -> None:
+    clusters.cluster().sql("REVOKE ALL ON SCHEMA public FROM public", reg.location)
+    where = reg.location.replace("postgres@", f"{stranger}@")
+    with pytest.raises(ConflictError, match="no schema") as caught:
+        Registry.open(where)
+    assert f'GRANT USAGE ON SCHEMA public TO "{stranger}"' in str(caught.value.hint)
+
+
+def test_a_database_that_is_set_to_only_read_is_said_with_what_set_it(
+    reg: Registry, file: Path
+) -> None:
+    where, name = reg.location, clusters.name_of(reg.location)
+    clusters.cluster().sql(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with Registry.open(where) as again, pytest.raises(NotWritableError, match="only read") as said:
+        again.push(file)
+    assert "GRANT" not in str(said.value.hint)
+    assert f'ALTER DATABASE "{name}" RESET default_transaction_read_only' in str(said.value.hint)
 
 
 def test_a_clock_that_differs_from_the_servers_is_said(
