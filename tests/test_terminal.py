@@ -282,3 +282,16 @@ def test_a_command_that_takes_long_shows_a_bar_on_a_terminal_only(
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("of 4 B")) == (0, 0)
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def test_prune_asks_first_and_takes_no_for_an_answer(two: Registry) -> None:
+    question = f"remove 1 checkpoint from {two.location}? [y/N]:"
+    for answer in ("n\n", "\n"):
+        code, said = ckreg(two, "prune", "net", "--keep-last", "1", typed=answer, columns=200)
+        assert (code != 0, question in said, two.count("net")) == (True, True, 2)
+    code, said = ckreg(two, "prune", "net", "--keep-last", "1", typed="y\n", columns=200)
+    assert (code, question in said) == (0, True)
+    assert [c.ref for c in two.find("net")] == ["net@v2"]

@@ -21,9 +21,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def on_terminal(
-    words: Sequence[str], *, columns: int = 100, env: Mapping[str, str | None] | None = None
+    words: Sequence[str],
+    *,
+    columns: int = 100,
+    env: Mapping[str, str | None] | None = None,
+    typed: str = "",
 ) -> tuple[int, str]:
-    """Run a Python program on a terminal, and return its exit code and all that it wrote."""
+    """Run a Python program on a terminal, and return its exit code and all that it wrote.
+
+    Args:
+        typed: what somebody types, which the terminal shows as well.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     plain = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "COLORTERM")
@@ -37,6 +45,7 @@ def on_terminal(
         [sys.executable, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
     )
     os.close(theirs)
+    os.write(ours, typed.encode())
     said = b""
     try:
         while more := os.read(ours, 65536):
