@@ -186,6 +186,12 @@ def _refused(url: DatabaseUrl, said: str) -> CkregError:
     reasons = [line for line in lines if line and not line.startswith("Is the server running")]
     low, last = said.lower(), reasons[-1] if reasons else "no reason given"
     where = f"no connection to {str(url)!r}"
+    if "does not support ssl" in low:
+        return RemoteError(
+            f"{where}: {last}",
+            hint="in the server's postgresql.conf: ssl = on; or, where the network is trusted, "
+            "without sslmode= in the URL",
+        )
     if "certificate" in low or "ssl" in low or "tls" in low:
         return RemoteError(
             f"{where}: {last}",

@@ -214,17 +214,24 @@ def test_processes_that_create_at_once_make_one_registry(empty: str, tmp_path: P
         (lambda u: u.rpartition("/")[0] + "/not_there", NotFoundError, "no such database"),
         (lambda u: u.replace("127.0.0.1", "no-such-host.invalid"), RemoteError, "no connection"),
         (lambda u: u + "?sslmode=require", RemoteError, "SSL"),
-        (lambda u: u + "?sslmode=verify-full&sslrootcert=/no.crt", RemoteError, "certificate"),
+        (lambda u: u + "?sslmode=verify-full&sslrootcert=/no.crt", RemoteError, "support SSL"),
         (lambda u: "postgresql+psycopg://postgres@127.0.0.1:1/x", RemoteError, "refused"),
         (lambda u: u + "?no_such_word=1", CkregError, "can't read the URL"),
     ],
-    ids=["role", "database", "host", "no TLS", "certificate", "down", "word"],
+    ids=["role", "database", "host", "no TLS", "verified", "down", "word"],
 )
 def test_a_server_that_refuses_is_one_clear_error(reg: Registry, change, kind, says) -> None:
     with pytest.raises(kind, match=says) as caught:
         Registry.open(change(reg.location))
     assert caught.value.hint
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_server_without_tls_is_said_with_both_ways_out(reg: Registry) -> None:
+    with pytest.raises(RemoteError, match="does not support SSL") as caught:
+        Registry.open(reg.location + "?sslmode=require")
+    assert "ssl = on" in str(caught.value.hint)
+    assert "without sslmode=" in str(caught.value.hint)
 
 
 def test_a_password_is_in_no_message_record_or_traceback(
