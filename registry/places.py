@@ -78,7 +78,7 @@ def open_parts(place: Place) -> tuple[BlobStore | None, Catalog]:
         if isinstance(place, DatabaseUrl):
             raise NotFoundError(
                 f"the registry {str(place)!r} is unfinished: it doesn't say where its blobs are",
-                hint=f"finish it: ckreg init {place} --blobs FOLDER",
+                hint=f"finish it: ckreg init {shlex.quote(str(place))} --blobs FOLDER",
             )
         assert folder_store is not None
         return folder_store, catalog
@@ -142,7 +142,8 @@ def _create_on_server(place: DatabaseUrl, where: str | None, *, shared: bool) ->
     if where is None and known.revision() is not None:
         where = Catalog(known).setting(BLOBS)
     if where is None:
-        raise ValueError(f"where shall the blobs be? ckreg init {place} --blobs FOLDER")
+        at = shlex.quote(str(place))
+        raise ValueError(f"where shall the blobs be? ckreg init {at} --blobs FOLDER")
     if shared and is_url(where):
         raise ValueError(f"a bucket has no group: leave --shared out for {where!r}")
     there = _look(where)

@@ -207,7 +207,7 @@ def _refused(url: DatabaseUrl, said: str) -> CkregError:
         return RemoteError(
             f"{where}: the server refused the user or the password: {last}",
             hint="the password may be in the URL, in PGPASSWORD or in ~/.pgpass; try it: "
-            f"psql {shlex.quote(str(url).replace('+psycopg', ''))}",
+            f"psql {_plain(url)}",
         )
     if "too many clients" in low or "connection slots" in low or "too many connections" in low:
         return Unreachable(
@@ -220,5 +220,11 @@ def _refused(url: DatabaseUrl, said: str) -> CkregError:
             hint="the form is postgresql+psycopg://USER@HOST:PORT/NAME?sslmode=…",
         )
     return Unreachable(
-        f"{where}: {last}", hint="see whether the server runs there: pg_isready -h HOST -p PORT"
+        f"{where}: {last}",
+        hint=f"see whether the server runs there: pg_isready -d {_plain(url)}",
     )
+
+
+def _plain(url: DatabaseUrl) -> str:
+    """Return a URL as a word for the shell, for PostgreSQL's own commands."""
+    return shlex.quote(str(url).replace("+psycopg", ""))

@@ -10,6 +10,7 @@ number is looked up, and it is done again only if it is known to have been undon
 from __future__ import annotations
 
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ class ServerDatabase:
         if self.revision() is None:
             raise NotFoundError(
                 f"the database {str(url)!r} is empty: there is no registry",
-                hint=f"make one: ckreg init {url} --blobs FOLDER",
+                hint=f"make one: ckreg init {shlex.quote(str(url))} --blobs FOLDER",
             )
         return self
 
@@ -271,13 +272,13 @@ class ServerDatabase:
         if revision is None:
             raise NotFoundError(
                 f"the database {self.location!r} is empty: there is no registry",
-                hint=f"make one: ckreg init {self.url} --blobs FOLDER",
+                hint=f"make one: ckreg init {shlex.quote(str(self.url))} --blobs FOLDER",
             )
         if revision != head:
             raise SchemaVersionError(
                 f"the registry's schema is at {revision}, and this ckreg needs {head}; an upgrade "
                 "locks out whoever has an older ckreg: it is never done in passing",
-                hint=f"when all are ready: ckreg -r {self.url} migrate",
+                hint=f"when all are ready: ckreg -r {shlex.quote(str(self.url))} migrate",
             )
         self._check_objects(connection)
 

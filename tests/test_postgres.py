@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -9,6 +11,8 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import clusters
@@ -16,6 +20,9 @@ import pytest
 import torch
 from backends import postgres_folder
 from conftest import left_behind
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from drafts import by_hand, draft, held
 from nets import equal, seeded
 from proxies import Proxy, Where
@@ -225,6 +232,64 @@ def test_a_server_that_refuses_is_one_clear_error(reg: Registry, change, kind, s
         Registry.open(change(reg.location))
     assert caught.value.hint
     assert "Traceback" not in str(caught.value)
+
+
+@contextmanager
+def tls_server(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Lend the port of what takes TLS as PostgreSQL does, and its certificate, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "db.lab")])
+    day = timedelta(days=1)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - day)
+        .not_valid_after(datetime.now(UTC) + day)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "server.crt", folder / "server.key"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, secret)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, suppress(OSError):
+                client.recv(8)  # SSLRequest
+                client.sendall(b"S")
+                with context.wrap_socket(client, server_side=True) as tls:
+                    tls.recv(1)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], certificate
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def test_a_certificate_that_is_not_trusted_or_another_host_s_is_said(tmp_path: Path) -> None:
+    with tls_server(tmp_path) as (port, certificate):
+        url = f"postgresql+psycopg://ckreg:secret@127.0.0.1:{port}/ckreg?sslmode=verify-full"
+        with pytest.raises(RemoteError, match="certificate") as caught:
+            Registry.open(url + "&sslrootcert=system")
+        assert "sslrootcert=FILE" in str(caught.value.hint)
+        with pytest.raises(
+            RemoteError, match=r"certificate for .db\.lab. does not match"
+        ) as caught:
+            Registry.open(f"{url}&sslrootcert={certificate}")
+        assert "secret" not in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_server_without_tls_is_said_with_both_ways_out(reg: Registry) -> None:
