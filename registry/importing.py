@@ -219,7 +219,8 @@ def import_tree(
         else:
             files.append(result)
     news = bool(job.verdicts) or not seen.orders(there)
-    if writer is not None and news and not is_share(filesystem(root)):
+    # A registry that isn't there yet was asked to take nothing: what we saw must not begin it.
+    if writer is not None and job.catalog is not None and news and not is_share(filesystem(root)):
         _remember(seen, there, order, job.verdicts, began_ns)
     return ImportResult(
         folder=str(root), dry_run=writer is None, files=tuple(files), passed_over=passed

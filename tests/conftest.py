@@ -24,8 +24,9 @@ settings.register_profile(  # the full sweep of oracles: pytest --hypothesis-pro
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's registries, and none leaves one in the working folder."""
+    """No test sees the user's registries, nor one above the working folder, or leaves any there."""
     home = tmp_path_factory.mktemp("home")
+    monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("COLUMNS", "100")  # whatever terminal the tests are started on
     for name in (

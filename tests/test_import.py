@@ -311,6 +311,18 @@ def test_a_pipe_in_the_tree_stops_nothing(reg: Registry, tree: Path) -> None:
 # --- the dry run ----------------------------------------------------------------------------------
 
 
+def test_where_nothing_is_taken_in_no_registry_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "net.pt").write_bytes(bytes(100))
+    for folder, code in ((tmp_path / "bad", 1), (tmp_path, 1)):
+        assert run(["import", str(folder)]) == code
+        assert not (Path.home() / ".ckreg").exists()
+    assert run(["list"]) == 0
+    torch.save({"w": torch.ones(1)}, tmp_path / "good.pt")
+    assert run(["import", str(tmp_path), "--model", "net"]) == 1  # the bad one is there still
+    assert Registry.open().get("net@v1")
+
+
 def test_the_dry_run_says_what_the_run_does_and_writes_nothing(reg: Registry, tree: Path) -> None:
     (tree / "bad.pt").write_bytes(b"PK\3\4 and no more")
     (tree / "vgg" / "best.pth").write_bytes((tree / "vgg" / "model_epoch_7.pth").read_bytes())
