@@ -20,8 +20,6 @@ _LOOKED_AT: Final = 2_000
 METRICS_SHOWN: Final = 20
 """How many metrics a message names."""
 
-FILE_SUFFIXES: Final = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl")
-
 
 def near_names(connection: Connection, text: str) -> list[str]:
     """Return up to three models' names that are close to a text, the closest first."""
@@ -59,9 +57,11 @@ def the_model(connection: Connection, name: str, *, lock: bool = False) -> Row[A
 
 def no_model(connection: Connection, name: str) -> NotFoundError:
     """Return the error that says that no model has a name."""
+    from ..filenames import SUFFIXES  # its imports are for who errs alone
+
     near = near_names(connection, name)
     maybe = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    if name.endswith(FILE_SUFFIXES):
+    if name.endswith(SUFFIXES):
         maybe += f"a file is taken in first: ckreg push {name}; "
     return NotFoundError(
         f"no checkpoint matches model={name!r}", hint=f"{maybe}all of them: ckreg models", near=near

@@ -154,6 +154,7 @@ def _config(value: object, path: tuple[str, ...]) -> object:
 
 
 def comparable(found: object, literal: Literal) -> bool:
+    """Say whether a field's value is of a literal's type: no comparison of others holds."""
     return _type(found) == _type(literal) != "other"
 
 
